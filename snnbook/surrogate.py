@@ -61,7 +61,7 @@ class SurrogateFunction(nn.Module):
 
 # %% ../nbs/01_surrogate.ipynb #1eea9919
 def _rect(x, alpha): return (alpha * x + 1 / 2).clamp(0, 1)
-def _rect_grad(x, alpha): return where(abs(x) * alpha * 2 < 1, alpha + x * 0, x * 0)
+def _rect_grad(x, alpha): return where(abs(x) * alpha * 2 < 1, x * 0 + alpha, 0)
 
 class Rect(SurrogateFunction):
     "A box around the threshold | 阈值附近的方块"
@@ -73,7 +73,7 @@ Rectangular = Rect
 def _quadratic(x, alpha):
     z = (alpha * x).clamp(-1, 1)
     return 1 / 2 + z - abs(z) * z / 2
-def _quadratic_grad(x, alpha): return where(abs(x) * alpha <= 1, alpha - alpha * alpha * abs(x), x * 0)
+def _quadratic_grad(x, alpha): return where(abs(x) * alpha <= 1, alpha - alpha * alpha * abs(x), 0)
 
 class PiecewiseQuadratic(SurrogateFunction):
     "A triangle around the threshold | 阈值附近的三角形"
