@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['multi_step_forward', 't_last_multi_step_forward', 'seq_to_ann_forward', 't_last_seq_to_ann_forward',
            'chunk_multi_step_forward', 'reset_net', 'detach_net', 'set_step_mode', 'set_backend', 'memories',
-           'load_memories']
+           'load_memories', 'fuse_conv_bn_eval', 'fuse_conv_bn_eval_modules', 'rate_cross_entropy',
+           'temporal_efficient_training_cross_entropy', 'rate_mse_loss', 'redundant_one_hot', 'first_spike_index']
 
 # %% ../nbs/04_functional.ipynb #d25f702c
 import copy, warnings
@@ -220,3 +221,112 @@ def load_memories(
     for full, (m, name) in known.items():
         setattr(m, name, _copy(values[full]))
         (m._fresh.add if _same(values[full], m._starts[name]) else m._fresh.discard)(name)
+
+# %% ../nbs/04_functional.ipynb #c47f54ce
+_CONVS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear
+_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+
+def _channels(conv): return getattr(conv, 'out_channels', None) or getattr(conv, 'out_features', None)
+
+def _fusable(conv, bn): # or an error that says why not | 否则报错并说明原因
+    if not isinstance(conv, _CONVS) or not isinstance(bn, _NORMS): raise InputTypeError(
+        f"a convolution or linear layer and a batch norm are needed, not {type(conv).__name__} and {type(bn).__name__}")
+    if conv.training or bn.training: raise InputError("in training mode batch norm follows the batch and cannot be folded: call eval() first")
+    if bn.running_mean is None: raise InputError(f"{bn} has no running statistics (track_running_stats=False), so it follows every batch and cannot be folded")
+    if bn.num_features != _channels(conv): raise InputError(f"{type(conv).__name__} has {_channels(conv)} outputs, but the batch norm expects {bn.num_features}")
+
+def fuse_conv_bn_eval(
+    conv: nn.Module, # convolution, transposed convolution or linear layer, in eval mode | 卷积、转置卷积或线性层，处于评估模式
+    bn: nn.Module,   # the batch norm that follows, in eval mode | 紧随其后的批归一化，处于评估模式
+) -> nn.Module: # one new layer of the class of `conv` | 一个与 `conv` 同类的新层
+    "Fold a trained batch norm into the layer before it | 把训练好的批归一化并入前面的层"
+    _fusable(conv, bn)
+    up = lambda p, default: torch.as_tensor(default, device=bn.running_mean.device).double() if p is None else p.detach().double()
+    k = up(bn.weight, 1.) / (bn.running_var.double() + bn.eps).sqrt()
+    w, shift = conv.weight.detach().double(), k * (up(conv.bias, 0.) - bn.running_mean.double()) + up(bn.bias, 0.)
+    if getattr(conv, 'transposed', False): w = (w.unflatten(0, (conv.groups, -1)) * k.view(conv.groups, 1, -1, *[1] * (w.dim() - 2))).flatten(0, 1)
+    else: w = w * k.view(-1, *[1] * (w.dim() - 1))
+    new = copy.deepcopy(conv)
+    like = lambda x: nn.Parameter(x.to(conv.weight), requires_grad=conv.weight.requires_grad)
+    new.weight, new.bias = like(w), like(shift)
+    return new
+
+# %% ../nbs/04_functional.ipynb #e7c9726e
+class _Leaves(fx.Tracer): # stateful and step-mode modules are not looked into | 不进入有状态或带步进模式的模块内部
+    def is_leaf_module(self, m, name): return isinstance(m, StepModule) or super().is_leaf_module(m, name)
+
+def fuse_conv_bn_eval_modules(
+    net: nn.Module, # a network in eval mode | 处于评估模式的网络
+) -> fx.GraphModule: # a copy of it with fewer layers | 层数更少的副本
+    "Fold every trained batch norm of a network into the layer before it | 把网络中每个训练好的批归一化并入前面的层"
+    if _net(net).training: raise InputError("in training mode batch norm follows the batch and cannot be folded: call net.eval() first")
+    net = copy.deepcopy(net)
+    try: new = fx.GraphModule(net, _Leaves().trace(net))
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as e: raise InputError(
+        f"cannot follow the forward of {type(net).__name__} ({e}); fuse its pairs with fuse_conv_bn_eval instead") from e
+    mods, calls = dict(new.named_modules(remove_duplicate=False)), [id(new.get_submodule(n.target)) for n in new.graph.nodes if n.op == 'call_module']
+    for node in list(new.graph.nodes):
+        src = node.args[0] if node.op == 'call_module' and node.args else None
+        if not isinstance(src, fx.Node) or src.op != 'call_module' or len(src.users) > 1: continue
+        conv, bn = mods[src.target], mods[node.target]
+        if not isinstance(conv, _CONVS) or not isinstance(bn, _NORMS) or calls.count(id(conv)) > 1: continue
+        if getattr(conv, 'step_mode', None) != getattr(bn, 'step_mode', None): continue
+        new.set_submodule(src.target, fuse_conv_bn_eval(conv, bn))
+        node.replace_all_uses_with(src); new.graph.erase_node(node)
+    new.delete_all_unused_submodules(); new.graph.lint(); new.recompile()
+    return new
+
+# %% ../nbs/04_functional.ipynb #e127e950
+def _output(who, x_seq, target, dims=3): # scores over time and a label that fits | 随时间的得分，以及相符的标签
+    if not isinstance(x_seq, Tensor) or not isinstance(target, Tensor): raise InputTypeError(f"{who}(x_seq, target) takes two tensors")
+    if x_seq.dim() < dims or x_seq.shape[0] == 0: raise InputError(f"{who}: x_seq must be [T, N, C, *] with at least one step, not {tuple(x_seq.shape)}")
+    rest = x_seq.shape[1:2] + x_seq.shape[3:]
+    if target.shape not in (rest, x_seq.shape[1:]): raise InputError(
+        f"{who}: for x_seq {tuple(x_seq.shape)} the target must be {tuple(rest)} (classes) or {tuple(x_seq.shape[1:])} (probabilities), not {tuple(target.shape)}")
+
+def rate_cross_entropy(
+    x_seq: Tensor,  # scores, `[T, N, C, *]` | 得分，`[T, N, C, *]`
+    target: Tensor, # classes `[N, *]`, or probabilities `[N, C, *]` | 类别 `[N, *]`，或概率 `[N, C, *]`
+) -> Tensor: # a single number | 一个数
+    "Cross entropy of the mean over time | 对时间取平均之后的交叉熵"
+    _output('rate_cross_entropy', x_seq, target)
+    return F.cross_entropy(x_seq.mean(0), target)
+
+# %% ../nbs/04_functional.ipynb #0b78b067
+def temporal_efficient_training_cross_entropy(
+    x_seq: Tensor,     # scores, `[T, N, C, *]` | 得分，`[T, N, C, *]`
+    target: Tensor,    # classes `[N, *]`, or probabilities `[N, C, *]` | 类别 `[N, *]`，或概率 `[N, C, *]`
+    lamb: float = 0.,  # weight $\lambda$ of the regulariser | 正则项的权重 $\lambda$
+    phi: float = 1.,   # the constant $\varphi$ that it draws scores to | 正则项把得分拉向的常数 $\varphi$
+) -> Tensor: # a single number | 一个数
+    "Mean over time of the cross entropy of each step | 每一步交叉熵对时间的平均"
+    _output('temporal_efficient_training_cross_entropy', x_seq, target)
+    loss = F.cross_entropy(x_seq.flatten(0, 1), target.expand(len(x_seq), *target.shape).flatten(0, 1))
+    return loss if lamb == 0 else (1 - lamb) * loss + lamb * (x_seq - phi).square().mean()
+
+# %% ../nbs/04_functional.ipynb #be1ea533
+def rate_mse_loss(
+    x_seq: Tensor,  # output, usually spikes, `[T, N, C]` | 输出，通常是脉冲，`[T, N, C]`
+    target: Tensor, # classes, `[N]`, or wanted rates, `[N, C]` | 类别，`[N]`；或期望的发放率，`[N, C]`
+) -> Tensor: # a single number | 一个数
+    "Squared error between firing rates and a one-hot target | 发放率与独热目标之间的均方误差"
+    _output('rate_mse_loss', x_seq, target)
+    rate = x_seq.mean(0)
+    return F.mse_loss(rate, F.one_hot(target.long(), rate.shape[1]).to(rate) if target.dim() == 1 else target.to(rate))
+
+# %% ../nbs/04_functional.ipynb #77111a01
+def redundant_one_hot(
+    labels: Tensor,   # classes, `[N]` | 类别，`[N]`
+    num_classes: int, # number of classes, `C` | 类别数 `C`
+    n: int,           # neurons a class | 每个类别的神经元数
+) -> Tensor: # zeros and ones, `[N, C·n]` | 零和一，`[N, C·n]`
+    "One-hot targets with several neurons a class | 每个类别有多个神经元的独热目标"
+    return F.one_hot(labels, num_classes).repeat_interleave(n, dim=1).to(torch.get_default_dtype())
+
+def first_spike_index(
+    spikes: Tensor, # zeros and ones, time last, `[*, T]` | 零和一，时间在最后，`[*, T]`
+    dim: int = -1,  # the axis of time; `0` for `[T, N, *]` | 时间所在的轴；`[T, N, *]` 用 `0`
+) -> Tensor: # true at the first spike, same shape | 第一个脉冲处为真，形状相同
+    "Where each neuron fires for the first time | 每个神经元第一次发放的位置"
+    fired = spikes != 0
+    return fired & (fired.cumsum(dim) == 1)
