@@ -137,39 +137,30 @@ class MemoryModule(nn.Module, StepModule):
     def memories(self) -> Iterator[Any]: # values only | 只有值
         "The memories without their names | 各个记忆，不含名字"
         for _, value in self.named_memories(): yield value
+    def single_step_forward(self,
+        x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
+    ) -> Tensor: # output, `[N, *]` | 输出，`[N, *]`
+        "One step, to be written by the subclass | 走一步，由子类实现"
+        raise NotImplementedError(f"{type(self).__name__} must define single_step_forward")
+    def multi_step_forward(self,
+        x_seq: Tensor, # input, `[T, N, *]` | 输入，`[T, N, *]`
+        *args: Any,    # passed on to every step | 原样传给每一步
+        **kwargs: Any, # passed on to every step | 原样传给每一步
+    ) -> Tensor: # output, `[T, N, *]` | 输出，`[T, N, *]`
+        "All steps, by the loop over time | 用沿时间的循环走完所有步"
+        return over_time(self.single_step_forward, x_seq, *args, **kwargs)
+    def forward(self,
+        *args: Any,    # `[N, *]` in mode `'s'`, `[T, N, *]` in mode `'m'` | 模式 `'s'` 下为 `[N, *]`，模式 `'m'` 下为 `[T, N, *]`
+        **kwargs: Any, # passed on | 原样传递
+    ) -> Tensor: # of the same form as the input | 形式与输入相同
+        "One step or all steps, as `step_mode` says | 按 `step_mode` 走一步或走完所有步"
+        return (self.multi_step_forward if self.step_mode == 'm' else self.single_step_forward)(*args, **kwargs)
+    def extra_repr(self) -> str: # what `repr` shows | `repr` 显示的内容
+        "The step mode | 步进模式"
+        return f"step_mode='{self.step_mode}'"
 
 # %% ../nbs/00_base.ipynb #6bed5873
 from fastcore.basics import patch
-
-# %% ../nbs/00_base.ipynb #5214bdbf
-@patch
-def single_step_forward(self: MemoryModule,
-    x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
-) -> Tensor: # output, `[N, *]` | 输出，`[N, *]`
-    "One step, to be written by the subclass | 走一步，由子类实现"
-    raise NotImplementedError(f"{type(self).__name__} must define single_step_forward")
-
-@patch
-def multi_step_forward(self: MemoryModule,
-    x_seq: Tensor, # input, `[T, N, *]` | 输入，`[T, N, *]`
-    *args: Any,    # passed on to every step | 原样传给每一步
-    **kwargs: Any, # passed on to every step | 原样传给每一步
-) -> Tensor: # output, `[T, N, *]` | 输出，`[T, N, *]`
-    "All steps, by the loop over time | 用沿时间的循环走完所有步"
-    return over_time(self.single_step_forward, x_seq, *args, **kwargs)
-
-@patch
-def forward(self: MemoryModule,
-    *args: Any,    # `[N, *]` in mode `'s'`, `[T, N, *]` in mode `'m'` | 模式 `'s'` 下为 `[N, *]`，模式 `'m'` 下为 `[T, N, *]`
-    **kwargs: Any, # passed on | 原样传递
-) -> Tensor: # of the same form as the input | 形式与输入相同
-    "One step or all steps, as `step_mode` says | 按 `step_mode` 走一步或走完所有步"
-    return (self.multi_step_forward if self.step_mode == 'm' else self.single_step_forward)(*args, **kwargs)
-
-@patch
-def extra_repr(self: MemoryModule) -> str: # what `repr` shows | `repr` 显示的内容
-    "The step mode | 步进模式"
-    return f"step_mode='{self.step_mode}'"
 
 # %% ../nbs/00_base.ipynb #2c4ef65d
 @patch
@@ -205,6 +196,16 @@ def _fits(small, big): # does a tensor of shape `small` broadcast to `big`? | �
     return len(small) <= len(big) and all(a in (1, b) for a, b in zip(reversed(small), reversed(big)))
 
 @patch
+def stale(self: MemoryModule,
+    name: str,             # the memory | 记忆的名字
+    value: Tensor,         # what it holds | 记忆的值
+    shape: tuple[int, ...], # the shape that the input asks for | 输入要求的形状
+) -> StateError: # the error, to be raised | 供抛出的错误
+    "The error for a memory of another batch | 记忆属于另一批时的错误"
+    return StateError(f"{where_is(self)}: its memory {name!r} has shape {tuple(value.shape)}, but the input has shape {tuple(shape)}. "
+                      "The memory is of another batch: call functional.reset_net(net) between batches")
+
+@patch
 def ready(self: MemoryModule,
     x: Tensor,   # what the memory has to match, `[N, *]` | 记忆必须匹配的张量，`[N, *]`
     *names: str, # the memories to prepare | 要准备的记忆
@@ -215,9 +216,7 @@ def ready(self: MemoryModule,
         v = getattr(self, name)
         if not isinstance(v, Tensor): v = torch.full_like(x, v, dtype=dtype)
         elif v.shape != x.shape:
-            if name not in self._fresh or not _fits(v.shape, x.shape): raise StateError(
-                f"{where_is(self)}: its memory {name!r} has shape {tuple(v.shape)}, but the input has shape {tuple(x.shape)}. "
-                "The memory is of another batch: call functional.reset_net(net) between batches")
+            if name not in self._fresh or not _fits(v.shape, x.shape): raise self.stale(name, v, x.shape)
             v = v.to(dtype).expand_as(x).clone()
         else: continue
         setattr(self, name, v); self._fresh.discard(name)
