@@ -131,36 +131,50 @@ class MemoryModule(nn.Module, StepModule):
     def detach(self):
         "Cut the memories from the graph of the steps before | 把记忆与之前各步的计算图切断"
         for name, value in self.named_memories(): setattr(self, name, _map(Tensor.detach, value))
-    def named_memories(self) -> Iterator[tuple[str, Any]]: # name and value | 名字与值
-        "The memories with their names | 各个记忆及其名字"
-        for name in self._starts: yield name, getattr(self, name)
-    def memories(self) -> Iterator[Any]: # values only | 只有值
-        "The memories without their names | 各个记忆，不含名字"
-        for _, value in self.named_memories(): yield value
-    def single_step_forward(self,
-        x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
-    ) -> Tensor: # output, `[N, *]` | 输出，`[N, *]`
-        "One step, to be written by the subclass | 走一步，由子类实现"
-        raise NotImplementedError(f"{type(self).__name__} must define single_step_forward")
-    def multi_step_forward(self,
-        x_seq: Tensor, # input, `[T, N, *]` | 输入，`[T, N, *]`
-        *args: Any,    # passed on to every step | 原样传给每一步
-        **kwargs: Any, # passed on to every step | 原样传给每一步
-    ) -> Tensor: # output, `[T, N, *]` | 输出，`[T, N, *]`
-        "All steps, by the loop over time | 用沿时间的循环走完所有步"
-        return over_time(self.single_step_forward, x_seq, *args, **kwargs)
-    def forward(self,
-        *args: Any,    # `[N, *]` in mode `'s'`, `[T, N, *]` in mode `'m'` | 模式 `'s'` 下为 `[N, *]`，模式 `'m'` 下为 `[T, N, *]`
-        **kwargs: Any, # passed on | 原样传递
-    ) -> Tensor: # of the same form as the input | 形式与输入相同
-        "One step or all steps, as `step_mode` says | 按 `step_mode` 走一步或走完所有步"
-        return (self.multi_step_forward if self.step_mode == 'm' else self.single_step_forward)(*args, **kwargs)
-    def extra_repr(self) -> str: # what `repr` shows | `repr` 显示的内容
-        "The step mode | 步进模式"
-        return f"step_mode='{self.step_mode}'"
 
 # %% ../nbs/00_base.ipynb #6bed5873
 from fastcore.basics import patch
+
+# %% ../nbs/00_base.ipynb #28cb7886
+@patch
+def named_memories(self: MemoryModule) -> Iterator[tuple[str, Any]]: # name and value | 名字与值
+    "The memories with their names | 各个记忆及其名字"
+    for name in self._starts: yield name, getattr(self, name)
+
+@patch
+def memories(self: MemoryModule) -> Iterator[Any]: # values only | 只有值
+    "The memories without their names | 各个记忆，不含名字"
+    for _, value in self.named_memories(): yield value
+
+# %% ../nbs/00_base.ipynb #5214bdbf
+@patch
+def single_step_forward(self: MemoryModule,
+    x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
+) -> Tensor: # output, `[N, *]` | 输出，`[N, *]`
+    "One step, to be written by the subclass | 走一步，由子类实现"
+    raise NotImplementedError(f"{type(self).__name__} must define single_step_forward")
+
+@patch
+def multi_step_forward(self: MemoryModule,
+    x_seq: Tensor, # input, `[T, N, *]` | 输入，`[T, N, *]`
+    *args: Any,    # passed on to every step | 原样传给每一步
+    **kwargs: Any, # passed on to every step | 原样传给每一步
+) -> Tensor: # output, `[T, N, *]` | 输出，`[T, N, *]`
+    "All steps, by the loop over time | 用沿时间的循环走完所有步"
+    return over_time(self.single_step_forward, x_seq, *args, **kwargs)
+
+@patch
+def forward(self: MemoryModule,
+    *args: Any,    # `[N, *]` in mode `'s'`, `[T, N, *]` in mode `'m'` | 模式 `'s'` 下为 `[N, *]`，模式 `'m'` 下为 `[T, N, *]`
+    **kwargs: Any, # passed on | 原样传递
+) -> Tensor: # of the same form as the input | 形式与输入相同
+    "One step or all steps, as `step_mode` says | 按 `step_mode` 走一步或走完所有步"
+    return (self.multi_step_forward if self.step_mode == 'm' else self.single_step_forward)(*args, **kwargs)
+
+@patch
+def extra_repr(self: MemoryModule) -> str: # what `repr` shows | `repr` 显示的内容
+    "The step mode | 步进模式"
+    return f"step_mode='{self.step_mode}'"
 
 # %% ../nbs/00_base.ipynb #2c4ef65d
 @patch

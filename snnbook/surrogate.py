@@ -7,7 +7,7 @@ __all__ = ['Rectangular', 'root_pi', 'pi', 'SurrogateFunction', 'Rect', 'Piecewi
            'ATan', 'SoftSign', 'SuperSpike']
 
 # %% ../nbs/01_surrogate.ipynb #b28a32a0
-import copy, math
+import math
 from collections.abc import Callable
 import torch
 from torch import Tensor, abs, atan, erf, exp, nn, where
