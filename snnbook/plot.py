@@ -59,7 +59,7 @@ def raster(
     t, i = s.nonzero()
     rows = max(s.shape[1], 1)
     if color is None: color = [PALETTE[0] if v > 0 else PALETTE[1] for v in s[t, i]]
-    ax.scatter(t, i, s=max(2, min(60, (90 / rows)**2)), c=color or None, marker='|', linewidths=1.)
+    ax.scatter(t, i, s=max(2, min(60, (105 / rows)**2)), c=color or None, marker='|', linewidths=1.)
     ax.set(xlim=(-.5, max(len(s), 1) - .5), ylim=(-.5, rows - .5), xlabel='$t$', ylabel='$i$')
     for axis in ax.xaxis, ax.yaxis: axis.set_major_locator(need('matplotlib.ticker').MaxNLocator('auto', integer=True))
     return ax
