@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 import torch
 from torch import Tensor, nn
-from .base import InputError
+from .base import InputError, where_is
 
 # %% ../nbs/07_monitor.ipynb #c37aad9b
 class _Hook:
@@ -146,7 +146,7 @@ class AttributeMonitor(BaseMonitor):
         name = self.attribute_name
         if not hasattr(module, name):
             there = sorted({k for k in [*vars(module), *getattr(module, '_starts', ()), *module._parameters, *module._buffers] if k[0] != '_'} - {'training'})
-            raise InputError(f"a {type(module).__name__} has no attribute {name!r}: it has {there}")
+            raise InputError(f"{where_is(module)} has no attribute {name!r}: it has {there}")
         value = getattr(module, name)
         return self.function_on_attribute(value.clone() if isinstance(value, Tensor) and (name in module._parameters or name in module._buffers) else value)
     def _record(self, name, value, mode): super()._record(name, value, 'm' if self.attribute_name.endswith('_seq') else 's')
