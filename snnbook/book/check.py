@@ -34,7 +34,7 @@ def html(
     title: str = 'x',  # title of the page | 页面标题
 ) -> tuple[str, str]: # HTML, and what pandoc complained about | HTML，以及 pandoc 的警告
     "Render markdown | 渲染 markdown"
-    cmd = [need('pypandoc', 'pypandoc_binary').get_pandoc_path(), '-f', 'markdown', '-t', 'html5', '--mathml', '--fail-if-warnings', '--wrap=none', '-s', '-M', f'title={title}']
+    cmd = [need('pypandoc', 'pypandoc_binary').get_pandoc_path(), '-f', 'markdown', '-t', 'html5', '--mathml', '--wrap=none', '-s', '-M', f'title={title}']
     p = subprocess.run(cmd, input=src, capture_output=True, text=True, encoding='utf-8')
     return p.stdout, ' '.join(p.stderr.split())
 

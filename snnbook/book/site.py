@@ -10,7 +10,7 @@ import contextlib, json, os, re, runpy, shutil
 from pathlib import Path
 from ..base import InputError, need
 from .lang import LANGS, localize, pick, slug
-from .lint import _symbols
+from .lint import symbols
 from .notebook import cell, chapters, directives, find_root, notebook, read_nb, tree, write_nb, write_text
 
 # %% ../../nbs/book/06_site.ipynb #84cef30c
@@ -35,8 +35,7 @@ _SUMMARY = dict(en='Exported source', zh='导出的源码')
 
 def _names(c): # a heading for what a cell defines | 为单元格所定义的东西写一个标题
     t = tree(c)
-    found = list(_symbols(t.body)) if t else []
-    found = [n for n, o in found if not n.endswith('__init__')]
+    found = list(dict.fromkeys(n for n, _ in symbols(t.body) if not n.endswith('__init__'))) if t else []
     if not found: return []
     shown = [n for n in found if n.rpartition('.')[0] not in found]
     marks = ''.join(f'[]{{#{n.lower()}}}' for n in found if n != shown[0])
@@ -99,12 +98,16 @@ def page(
             cells += _names(c)
         cells.append(c | {'metadata': {}})
     body = dict(notebook(), cells=cells)
+    _own_anchors(cells)
     _alt(body, pick(fm.get('title', name), lang))
-    body['cells'] = _own_ids([cell(_front(fm, lang, name), 'raw'), *cells])
+    body['cells'] = [{**c, 'id': f"{c['id']}-{i}"} for i, c in enumerate([cell(_front(fm, lang, name), 'raw'), *cells])]
     return body
 
-def _own_ids(cells): # headings made here may repeat a text | 这里生成的标题可能重复
-    return [{**c, 'id': f"{c['id']}-{i}"} for i, c in enumerate(cells)]
+def _own_anchors(cells): # the section "Run" leaves the anchor `#run` to the function | 标题“运行”把锚点 `#run` 让给函数
+    taken = {m for c in cells if '.symbol}' in c['source'] for m in re.findall(r'\{#([\w.]+)', c['source'])}
+    for c in cells:
+        if c['cell_type'] == 'markdown' and '.symbol}' not in c['source']:
+            c['source'] = re.sub(r'\{#([\w-]+)\}$', lambda m: f"{{#{m[1]}-section}}" if m[1] in taken else m[0], c['source'], flags=re.M)
 
 # %% ../../nbs/book/06_site.ipynb #c1af348c
 def build(
