@@ -32,8 +32,8 @@ def _inside(modules): # `(path, module)` of every module that a forwarder was gi
 
 def _called(modules, path=''): # of those it calls itself: lists and plain `Sequential`s are opened | 它直接调用的：列表和普通 `Sequential` 会被打开
     if isinstance(modules, (list, tuple)): kids = enumerate(modules)
-    elif isinstance(modules, nn.ModuleList) or getattr(getattr(modules, 'forward', modules), '__func__', None) is nn.Sequential.forward:
-        kids = getattr(modules, '__self__', modules).named_children()
+    elif isinstance(modules, nn.ModuleList) or getattr(type(modules), 'forward', None) is nn.Sequential.forward: kids = modules.named_children()
+    elif isinstance(getattr(modules, '__self__', None), nn.Sequential): kids = modules.__self__.named_children()
     else: return [(path, modules)]
     return [pair for n, m in kids for pair in _called(m, f'{path}.{n}'.strip('.'))]
 
@@ -252,9 +252,20 @@ def fuse_conv_bn_eval(
     return new
 
 # %% ../nbs/04_functional.ipynb #e7c9726e
+def _pair(net, conv, bn): # may these two be fused? | 这两层可以融合吗？
+    once = sum(m is conv for _, m in net.named_modules(remove_duplicate=False)) == 1
+    return once and isinstance(conv, _CONVS) and isinstance(bn, _NORMS) and getattr(conv, 'step_mode', None) == getattr(bn, 'step_mode', None)
+
+def _fuse_neighbours(net): # in every `Sequential` | 在每个 `Sequential` 里
+    for seq in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
+        kids = list(seq.named_children())
+        for (a, conv), (b, bn) in zip(kids, kids[1:]):
+            if _pair(net, conv, bn): setattr(seq, a, fuse_conv_bn_eval(conv, bn)); setattr(seq, b, nn.Identity().eval())
+
 class _Leaves(fx.Tracer): # stateful and step-mode modules are not looked into | 不进入有状态或带步进模式的模块内部
     def is_leaf_module(self, m, name): return isinstance(m, StepModule) or super().is_leaf_module(m, name)
 
+# %% ../nbs/04_functional.ipynb #a7b144dd
 def fuse_conv_bn_eval_modules(
     net: nn.Module, # a network in eval mode | 处于评估模式的网络
 ) -> fx.GraphModule: # a copy of it with fewer layers | 层数更少的副本
@@ -264,16 +275,16 @@ def fuse_conv_bn_eval_modules(
     try: new = fx.GraphModule(net, _Leaves().trace(net))
     except (fx.proxy.TraceError, TypeError, RuntimeError) as e: raise InputError(
         f"cannot follow the forward of {type(net).__name__} ({e}); fuse its pairs with fuse_conv_bn_eval instead") from e
-    mods, calls = dict(new.named_modules(remove_duplicate=False)), [id(new.get_submodule(n.target)) for n in new.graph.nodes if n.op == 'call_module']
+    calls = [n.target for n in new.graph.nodes if n.op == 'call_module']
     for node in list(new.graph.nodes):
         src = node.args[0] if node.op == 'call_module' and node.args else None
-        if not isinstance(src, fx.Node) or src.op != 'call_module' or len(src.users) > 1: continue
-        conv, bn = mods[src.target], mods[node.target]
-        if not isinstance(conv, _CONVS) or not isinstance(bn, _NORMS) or calls.count(id(conv)) > 1: continue
-        if getattr(conv, 'step_mode', None) != getattr(bn, 'step_mode', None): continue
+        if not isinstance(src, fx.Node) or src.op != 'call_module' or len(src.users) > 1 or calls.count(src.target) > 1: continue
+        conv, bn = new.get_submodule(src.target), new.get_submodule(node.target)
+        if not _pair(new, conv, bn): continue
         new.set_submodule(src.target, fuse_conv_bn_eval(conv, bn))
         node.replace_all_uses_with(src); new.graph.erase_node(node)
     new.delete_all_unused_submodules(); new.graph.lint(); new.recompile()
+    _fuse_neighbours(new)
     return new
 
 # %% ../nbs/04_functional.ipynb #e127e950

@@ -20,14 +20,15 @@ class _Container(nn.Sequential, MultiStepModule):
         *args: nn.Module, # as for `nn.Sequential` | 与 `nn.Sequential` 相同
     ):
         super().__init__(*args)
-        _in_mode(type(self).__name__, super().forward, 's')
+        _in_mode(type(self).__name__, self._once, 's')
         if self.stateless: _no_memory(type(self).__name__, self)
         self.step_mode = 'm'
+    def _once(self, x): return super().forward(x) # the children in turn | 依次经过子模块
     def forward(self,
         x_seq: Tensor, # input, `[T, N, *]` (the forms with `TLast`: `[N, *, T]`) | 输入，`[T, N, *]`（带 `TLast` 的为 `[N, *, T]`）
     ) -> Tensor: # output, of the same form | 输出，形式相同
         "Lead the children through the sequence | 带着子模块走完序列"
-        return type(self)._walk(x_seq, super().forward)
+        return type(self)._walk(x_seq, self._once)
 
 class MultiStepContainer(_Container):
     "A `Sequential` whose children take one step after another | 子模块一步接一步运行的 `Sequential`"
@@ -59,8 +60,9 @@ class StepModeContainer(nn.Sequential, StepModule):
         if not isinstance(stateful, bool): raise InputError(f"StepModeContainer(stateful, *modules): stateful must be True or False, not {type(stateful).__name__}")
         super().__init__(*args)
         self.stateful, self.step_mode = stateful, step_mode
-        _in_mode('StepModeContainer', super().forward, 's')
+        _in_mode('StepModeContainer', self._once, 's')
         if not stateful: _no_memory('StepModeContainer(stateful=False)', self)
+    def _once(self, x): return super().forward(x) # the children in turn | 依次经过子模块
     def __getitem__(self, i): # a slice is such a container too | 切片也是这样的容器
         if not isinstance(i, slice): return super().__getitem__(i)
         return type(self)(self.stateful, OrderedDict(list(self._modules.items())[i]), step_mode=self.step_mode)
@@ -68,8 +70,8 @@ class StepModeContainer(nn.Sequential, StepModule):
         x: Tensor, # `[N, *]` in mode `'s'`, `[T, N, *]` in mode `'m'` | 模式 `'s'` 下为 `[N, *]`，模式 `'m'` 下为 `[T, N, *]`
     ) -> Tensor: # of the same form | 形式相同
         "One step, all steps in turn, or all as one batch | 走一步、逐步走完，或当作一批"
-        if self.step_mode == 's': return super().forward(x)
-        return (multi_step_forward if self.stateful else seq_to_ann_forward)(x, super().forward)
+        if self.step_mode == 's': return self._once(x)
+        return (multi_step_forward if self.stateful else seq_to_ann_forward)(x, self._once)
     def extra_repr(self) -> str: # what `repr` shows | `repr` 显示的内容
         "Whether it has a memory, and the step mode | 是否有记忆，以及步进模式"
         return f"stateful={self.stateful}, step_mode='{self.step_mode}'"

@@ -49,6 +49,7 @@ class StatelessLayer(StepModule):
         super().__init_subclass__(**kwargs)
         if axes is None: return # a subclass of a finished layer | 已有层的子类
         cls.axes, cls.__init__ = axes, _constructor(cls.__bases__[1])
+    def _once(self, *args, **kwargs): return super().forward(*args, **kwargs) # PyTorch's own | PyTorch 原来的
     def forward(self,
         *inputs: Any,  # `[N, *]` in mode `'s'`, `[T, N, *]` in mode `'m'` | 模式 `'s'` 下为 `[N, *]`，模式 `'m'` 下为 `[T, N, *]`
         **kwargs: Any, # as in PyTorch | 与 PyTorch 相同
@@ -57,12 +58,12 @@ class StatelessLayer(StepModule):
         given = {**dict(enumerate(inputs)), **kwargs}
         seqs = {k: v for k, v in given.items() if isinstance(v, Tensor)}
         for x in seqs.values(): self._check(x)
-        if self.step_mode == 's': return super().forward(*inputs, **kwargs)
-        if len(given) == 1: return seq_to_ann_forward(*given.values(), super().forward)
-        given, forward = {k: self._size(k, v) for k, v in given.items()}, super().forward
+        if self.step_mode == 's': return self._once(*inputs, **kwargs)
+        if len(given) == 1: return seq_to_ann_forward(*given.values(), self._once)
+        given = {k: self._size(v) for k, v in given.items()}
         def step(*xs):
             now = {**given, **dict(zip(seqs, xs))}
-            return forward(*[now[i] for i in range(len(inputs))], **{k: now[k] for k in kwargs})
+            return self._once(*[now[i] for i in range(len(inputs))], **{k: now[k] for k in kwargs})
         return seq_to_ann_forward(tuple(seqs.values()), step)
     def extra_repr(self) -> str: # what `repr` shows | `repr` 显示的内容
         "PyTorch's own, and the step mode | PyTorch 原有的内容，加上步进模式"
@@ -80,7 +81,7 @@ def _check(self: StatelessLayer, x): # enough axes, and not too many | 轴数不
     raise InputError(f"{where_is(self)} with step_mode={mode!r} expects {_shapes(self.axes, mode)}, but the input has shape {tuple(x.shape)}{hint}")
 
 @patch
-def _size(self: StatelessLayer, key, value): # of an `output_size`, the spatial part | 只取 `output_size` 的空间部分
+def _size(self: StatelessLayer, value): # of an `output_size`, the spatial part | 只取 `output_size` 的空间部分
     return value[-len(self.axes.split()) + 1:] if isinstance(value, (tuple, list)) else value
 
 # %% ../../nbs/layer/01_stateless.ipynb #1b018dad
