@@ -15,10 +15,10 @@ from .base import InputError, need
 # %% ../nbs/09_data.ipynb #55080762
 class Digits(NamedTuple):
     "Images in [0, 1] and their labels, for training and for testing | 取值在 [0, 1] 的图像及其标签，分为训练与测试"
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
+    x_train: Tensor # `[1078, 1, H, W]` | 训练图像，`[1078, 1, H, W]`
+    y_train: Tensor # `[1078]`, from 0 to 9 | 训练标签，`[1078]`，0 到 9
+    x_test: Tensor  # `[719, 1, H, W]` | 测试图像，`[719, 1, H, W]`
+    y_test: Tensor  # `[719]`, from 0 to 9 | 测试标签，`[719]`，0 到 9
     def __repr__(self): return f"Digits(train={len(self.x_train)}, test={len(self.x_test)}, image={list(self.x_train.shape[1:])}, classes={len(self.y_train.unique())})"
 
 # %% ../nbs/09_data.ipynb #4cabd2e8
