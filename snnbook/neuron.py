@@ -267,7 +267,7 @@ class AdaptBaseNode(BaseNode):
     ):
         "Reset the potential, and let the adaptation jump | 复位电位，并让适应电流跳变"
         super().neuronal_reset(spike)
-        self.w = dynamics.jump(self.w, spike.detach() if self.detach_reset else spike, self.b)
+        self.w = dynamics.jump(self.w, spike, self.b)
 
 # %% ../nbs/03_neuron.ipynb #a75df4f5
 @_like_base
@@ -319,7 +319,7 @@ class AdaptiveLIFNode(LIFNode):
         "Reset by the raised threshold, then update the trace | 按抬高后的阈值复位，再更新迹"
         self.v = reset(self.v, spike, self.v_threshold + self.beta * self.trace, self.v_reset, self.detach_reset)
         rho = torch.exp(-1 / torch.as_tensor(self.tau_a, dtype=self.v.dtype, device=self.v.device))
-        self.trace = dynamics.decay(self.trace, (1 - rho) * (spike.detach() if self.detach_reset else spike), rho)
+        self.trace = dynamics.decay(self.trace, (1 - rho) * spike, rho)
 
 # %% ../nbs/03_neuron.ipynb #b5b03a3b
 @_like_base
