@@ -19,7 +19,9 @@ class Digits(NamedTuple):
     y_train: Tensor # `[1078]`, from 0 to 9 | 训练标签，`[1078]`，0 到 9
     x_test: Tensor  # `[719, 1, H, W]` | 测试图像，`[719, 1, H, W]`
     y_test: Tensor  # `[719]`, from 0 to 9 | 测试标签，`[719]`，0 到 9
-    def __repr__(self): return f"Digits(train={len(self.x_train)}, test={len(self.x_test)}, image={list(self.x_train.shape[1:])}, classes={len(self.y_train.unique())})"
+    def __repr__(self):
+        image, classes = list(self.x_train.shape[1:]), len(self.y_train.unique())
+        return f"Digits(train={len(self.x_train)}, test={len(self.x_test)}, image={image}, classes={classes})"
 
 # %% ../nbs/09_data.ipynb #4cabd2e8
 def digits(

@@ -47,7 +47,8 @@ class PoissonEncoder(StatelessEncoder):
         super().__init__(step_mode)
         self.generator = generator
     def _fire(self, x):
-        coin = torch.rand(x.shape, generator=self.generator, device=self.generator.device if self.generator else x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        g, dtype = self.generator, torch.promote_types(x.dtype, torch.float32)
+        coin = torch.rand(x.shape, generator=g, device=g.device if g else x.device, dtype=dtype)
         return (coin.to(x.device) < x).to(x)
     def forward(self,
         x: Tensor, # probabilities, `[N, *]` or `[T, N, *]` | 概率，`[N, *]` 或 `[T, N, *]`
@@ -69,7 +70,8 @@ class StatefulEncoder(MemoryModule):
         step_mode: str = 's', # `'s'`: `[N, *]`, `'m'`: `[T, N, *]` | `'s'`：`[N, *]`，`'m'`：`[T, N, *]`
     ):
         super().__init__()
-        if not isinstance(T, int) or isinstance(T, bool) or T < 1: raise InputError(f"{type(self).__name__}: the period must be a whole number of steps, at least 1, not {T!r}")
+        if not isinstance(T, int) or isinstance(T, bool) or T < 1:
+            raise InputError(f"{type(self).__name__}: the period must be a whole number of steps, at least 1, not {T!r}")
         self.step_mode, self.T = step_mode, T
         self.register_memory('spike', None)
         self.register_memory('seen', None)
@@ -109,6 +111,7 @@ def single_step_forward(self: StatefulEncoder,
     s, self.t = self.spike[self.t], (self.t + 1) % self.T
     return s
 
+# %% ../nbs/06_encoding.ipynb #9cd228f5
 @patch
 def multi_step_forward(self: StatefulEncoder,
     x_seq: Tensor|None = None, # input, the same at every step, `[T, N, *]`; left out: one period | 输入，每一步相同，`[T, N, *]`；不给则为一个周期

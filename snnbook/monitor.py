@@ -46,10 +46,6 @@ class BaseMonitor:
     def _record(self, name, value, mode):
         self.name_records_index[name].append(len(self.records))
         self.records.append(value); self._modes.append(mode)
-    def clear_recorded_data(self):
-        "Forget the records, keep watching | 忘掉记录，继续监视"
-        self.records.clear(); self._modes.clear()
-        for index in self.name_records_index.values(): index.clear()
     def enable(self):
         "Go on recording | 继续记录"
         self._enable = True
@@ -59,16 +55,29 @@ class BaseMonitor:
     def is_enable(self) -> bool: # whether it records | 是否在记录
         "Whether it records | 是否在记录"
         return self._enable
-    def remove_hooks(self):
-        "Take the monitor off the network; the records stay | 从网络上取下监视器；记录保留"
-        for hook in self.hooks: hook.remove()
-        self.hooks.clear()
-    def __enter__(self): return self
-    def __exit__(self, *error): self.remove_hooks()
-    def __del__(self): self.remove_hooks() if 'hooks' in self.__dict__ else None
 
 # %% ../nbs/07_monitor.ipynb #9da58305
 from fastcore.basics import patch
+
+# %% ../nbs/07_monitor.ipynb #d20d542d
+@patch
+def clear_recorded_data(self: BaseMonitor):
+    "Forget the records, keep watching | 忘掉记录，继续监视"
+    self.records.clear(); self._modes.clear()
+    for index in self.name_records_index.values(): index.clear()
+
+@patch
+def remove_hooks(self: BaseMonitor):
+    "Take the monitor off the network; the records stay | 从网络上取下监视器；记录保留"
+    for hook in self.hooks: hook.remove()
+    self.hooks.clear()
+
+@patch
+def __enter__(self: BaseMonitor): return self
+@patch
+def __exit__(self: BaseMonitor, *error): self.remove_hooks()
+@patch
+def __del__(self: BaseMonitor): self.remove_hooks() if 'hooks' in self.__dict__ else None
 
 # %% ../nbs/07_monitor.ipynb #6d6ab914
 @patch
@@ -103,6 +112,7 @@ class OutputMonitor(BaseMonitor):
         self._watch(net, instance, 'register_forward_hook')
     def _value(self, module, inputs, output): return self.function_on_output(_single(output))
 
+# %% ../nbs/07_monitor.ipynb #bce160e2
 class InputMonitor(BaseMonitor):
     "Record what layers are given | 记录各层的输入"
     def __init__(self,
@@ -165,6 +175,7 @@ class GradOutputMonitor(BaseMonitor):
     def _value(self, module, grad_input, grad_output): return self.function_on_grad_output(_single(grad_output))
     def _in_time(self, steps): return steps[::-1]
 
+# %% ../nbs/07_monitor.ipynb #aea12042
 class GradInputMonitor(BaseMonitor):
     "Record the gradient of the loss with respect to the inputs of layers | 记录损失对各层输入的梯度"
     def __init__(self,

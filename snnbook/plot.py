@@ -46,6 +46,13 @@ def _columns(a): return a if a.ndim > 1 else a[:, None] # one neuron is one colu
 
 def _color(i): return PALETTE[i % len(PALETTE)]
 
+def _dashed(ax, y, label): # a level to compare with | 用来比较的水平线
+    ax.axhline(y, color='gray', ls='--', lw=.8)
+    ax.text(1.01, y, label, transform=ax.get_yaxis_transform(), va='center')
+
+def _whole(*axes): # marks at whole numbers only | 只在整数处标刻度
+    for axis in axes: axis.set_major_locator(need('matplotlib.ticker').MaxNLocator('auto', integer=True))
+
 # %% ../nbs/08_plot.ipynb #4f3b1be9
 @style()
 def raster(
@@ -61,7 +68,7 @@ def raster(
     if color is None: color = [PALETTE[0] if v > 0 else PALETTE[1] for v in s[t, i]]
     ax.scatter(t, i, s=max(2, min(60, (105 / rows)**2)), c=color or None, marker='|', linewidths=1.)
     ax.set(xlim=(-.5, max(len(s), 1) - .5), ylim=(-.5, rows - .5), xlabel='$t$', ylabel='$i$')
-    for axis in ax.xaxis, ax.yaxis: axis.set_major_locator(need('matplotlib.ticker').MaxNLocator('auto', integer=True))
+    _whole(ax.xaxis, ax.yaxis)
     return ax
 
 # %% ../nbs/08_plot.ipynb #da3695ce
@@ -81,9 +88,9 @@ def trace(
     if v.ndim > 1 and v.shape[1] > 10: raise InputError(f"v has {v.shape[1]} neurons: choose a few, or use heatmap(v)")
     ax, v = _axes(ax), _columns(v)
     for i, y in enumerate(v.T): ax.plot(y, '.-' if len(v) <= 60 else '-', color=_color(i), label=labels[i] if labels else None)
-    if v_threshold is not None: ax.axhline(v_threshold, color='gray', ls='--', lw=.8); ax.text(1.01, v_threshold, r'$\theta$', transform=ax.get_yaxis_transform(), va='center')
+    if v_threshold is not None: _dashed(ax, v_threshold, r'$\theta$')
     ax.set(xlim=(-.5, max(len(v), 1) - .5), xlabel='$t$', ylabel='$v$')
-    ax.xaxis.set_major_locator(need('matplotlib.ticker').MaxNLocator('auto', integer=True))
+    _whole(ax.xaxis)
     if labels: ax.legend()
     _strips(ax, x, s)
     return ax
@@ -114,7 +121,7 @@ def heatmap(
     image = ax.imshow(x.T, aspect='auto', origin='lower', cmap=STYLE['image.cmap'])
     ax.figure.colorbar(image, ax=ax, label=label)
     ax.set(xlabel='$t$', ylabel='$i$')
-    for axis in ax.xaxis, ax.yaxis: axis.set_major_locator(need('matplotlib.ticker').MaxNLocator('auto', integer=True))
+    _whole(ax.xaxis, ax.yaxis)
     return ax
 
 # %% ../nbs/08_plot.ipynb #3c80ef2f
@@ -130,14 +137,14 @@ def rates(
     ax.bar(range(len(r)), r, width=.8 if len(r) <= 50 else 1., color=PALETTE[0])
     ax.set(xlabel='' if names else '$i$', ylabel='$r$')
     if names: ax.set_xticks(range(len(r)), names)
-    else: ax.xaxis.set_major_locator(need('matplotlib.ticker').MaxNLocator('auto', integer=True))
+    else: _whole(ax.xaxis)
     return ax
 
 # %% ../nbs/08_plot.ipynb #c234374f
 @style()
 def curves(
     T: Sequence[int],       # numbers of time steps | 时间步数
-    ys: Any,                # one curve, or a dictionary from labels to curves, each `[len(T)]` or `[K, len(T)]` | 一条曲线，或从标签到曲线的字典，每条为 `[len(T)]` 或 `[K, len(T)]`
+    ys: Any,                # one curve, or a dictionary from labels to curves, each `[len(T)]` or `[K, len(T)]` | 一条曲线，或由标签到曲线的字典，`[len(T)]` 或 `[K, len(T)]`
     ann: float|None = None, # a value that does not depend on T, drawn dashed | 不随 T 变化的值，画成虚线
     ylabel: str = '',       # what is drawn | 所画的量
     log_y: bool = False,    # logarithmic values, for errors | 纵轴取对数，用于误差
@@ -152,7 +159,7 @@ def curves(
     for i, (k, y) in enumerate(ys.items()):
         ax.plot(T, y if y.ndim == 1 else y.mean(0), '.-', color=_color(i), label=k or None)
         if y.ndim == 2: ax.fill_between(T, y.min(0), y.max(0), color=_color(i), alpha=.2, lw=0)
-    if ann is not None: ax.axhline(float(ann), color='gray', ls='--', lw=.8); ax.text(1.01, float(ann), 'ANN', transform=ax.get_yaxis_transform(), va='center', fontsize=8)
+    if ann is not None: _dashed(ax, float(ann), 'ANN')
     ax.set_xscale('log', base=2); ax.set_xticks(T, [f'{t:g}' for t in T]); ax.minorticks_off()
     if log_y: ax.set_yscale('log')
     ax.set(xlabel='$T$', ylabel=ylabel)
