@@ -45,6 +45,7 @@ def _axes(ax, **kwargs): return need('matplotlib.pyplot').subplots(**kwargs)[1] 
 def _columns(a): return a if a.ndim > 1 else a[:, None] # one neuron is one column | 一个神经元就是一列
 
 def _color(i): return PALETTE[i % len(PALETTE)]
+def _line(i): return dict(color=_color(i), ls=('-', '--', ':')[i // len(PALETTE) % 3]) # colours used up: dashes | 颜色用完就用虚线
 
 def _dashed(ax, y, label): # a level to compare with | 用来比较的水平线
     ax.axhline(y, color='gray', ls='--', lw=.8)
@@ -87,7 +88,7 @@ def trace(
         if a is not None and len(a) != len(v): raise InputError(f"v has {len(v)} time steps, but {n} has {len(a)}")
     if v.ndim > 1 and v.shape[1] > 10: raise InputError(f"v has {v.shape[1]} neurons: choose a few, or use heatmap(v)")
     ax, v = _axes(ax), _columns(v)
-    for i, y in enumerate(v.T): ax.plot(y, '.-' if len(v) <= 60 else '-', color=_color(i), label=labels[i] if labels else None)
+    for i, y in enumerate(v.T): ax.plot(y, marker='.' if len(v) <= 60 else '', **_line(i), label=labels[i] if labels else None)
     if v_threshold is not None: _dashed(ax, v_threshold, r'$\theta$')
     ax.set(xlim=(-.5, max(len(v), 1) - .5), xlabel='$t$', ylabel='$v$')
     _whole(ax.xaxis)
@@ -157,7 +158,7 @@ def curves(
         if y.shape[-1] != len(T): raise InputError(f"T has {len(T)} values, but the curve {k!r} has {y.shape[-1]}")
     ax = _axes(ax)
     for i, (k, y) in enumerate(ys.items()):
-        ax.plot(T, y if y.ndim == 1 else y.mean(0), '.-', color=_color(i), label=k or None)
+        ax.plot(T, y if y.ndim == 1 else y.mean(0), marker='.', **_line(i), label=k or None)
         if y.ndim == 2: ax.fill_between(T, y.min(0), y.max(0), color=_color(i), alpha=.2, lw=0)
     if ann is not None: _dashed(ax, float(ann), 'ANN')
     ax.set_xscale('log', base=2); ax.set_xticks(T, [f'{t:g}' for t in T]); ax.minorticks_off()
@@ -183,7 +184,7 @@ def surrogates(
         smooth, xg = copy.deepcopy(f), x.clone().requires_grad_()
         smooth.spiking = False
         grad, = torch.autograd.grad(f(xg).sum(), xg)
-        ax[0].plot(x, smooth(x).detach(), color=_color(i)); ax[1].plot(x, grad, color=_color(i), label=name)
+        ax[0].plot(x, smooth(x).detach(), **_line(i)); ax[1].plot(x, grad, **_line(i), label=name)
     for a, y in zip(ax, ('$s$', r'$\partial s/\partial v$')): a.set(xlabel=r'$v-\theta$', ylabel=y)
     ax[1].legend(loc='upper left', bbox_to_anchor=(1, 1))
     return ax
