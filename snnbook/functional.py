@@ -57,8 +57,8 @@ def _in_mode(who, modules, mode, kind=StepModule): # what is called directly mus
 
 # %% ../nbs/04_functional.ipynb #38ebe86c
 def multi_step_forward(
-    x_seq: Tensor|tuple[Tensor, ...],                                       # input, `[T, N, *]`, or several | 输入，`[T, N, *]`，或多个
-    single_step_module: nn.Module|list[nn.Module]|tuple[nn.Module, ...]|Callable, # called once a step; a list is walked in order | 每步调用一次；列表则依次调用
+    x_seq: Tensor|tuple[Tensor, ...], # input, `[T, N, *]`, or several | 输入，`[T, N, *]`，或多个
+    single_step_module: nn.Module|list|tuple|Callable, # called once a step; a list is walked in order | 每步调用一次；列表则依次调用
 ) -> Tensor|tuple[Tensor, ...]: # output, `[T, N, *]`, or several | 输出，`[T, N, *]`，或多个
     "Call single-step modules once for every time step | 对每个时间步调用一次单步模块"
     seqs = _sequences('multi_step_forward', x_seq, single_step_module)
@@ -70,8 +70,8 @@ def _to_first(x): return x.movedim(-1, 0)
 def _to_last(y): return tuple(map(_to_last, y)) if isinstance(y, (tuple, list)) else y.movedim(0, -1).contiguous()
 
 def t_last_multi_step_forward(
-    x_seq: Tensor|tuple[Tensor, ...],                                       # input, `[N, *, T]`, or several | 输入，`[N, *, T]`，或多个
-    single_step_module: nn.Module|list[nn.Module]|tuple[nn.Module, ...]|Callable, # called once a step; a list is walked in order | 每步调用一次；列表则依次调用
+    x_seq: Tensor|tuple[Tensor, ...], # input, `[N, *, T]`, or several | 输入，`[N, *, T]`，或多个
+    single_step_module: nn.Module|list|tuple|Callable, # called once a step; a list is walked in order | 每步调用一次；列表则依次调用
 ) -> Tensor|tuple[Tensor, ...]: # output, `[N, *, T]`, or several | 输出，`[N, *, T]`，或多个
     "Call single-step modules for every step of a sequence whose time comes last | 时间在最后一个轴时，逐步调用单步模块"
     seqs = _sequences('t_last_multi_step_forward', x_seq, single_step_module)
@@ -92,8 +92,8 @@ def _unfold(y, shape): # `[T·N, *]` to `[T, N, *]` | `[T·N, *]` 变回 `[T, N,
 
 # %% ../nbs/04_functional.ipynb #d9340df5
 def seq_to_ann_forward(
-    x_seq: Tensor|tuple[Tensor, ...],                                     # input, `[T, N, *]`, or several | 输入，`[T, N, *]`，或多个
-    stateless_module: nn.Module|list[nn.Module]|tuple[nn.Module, ...]|Callable, # called once on `[T·N, *]`; a list is walked in order | 在 `[T·N, *]` 上调用一次；列表则依次调用
+    x_seq: Tensor|tuple[Tensor, ...], # input, `[T, N, *]`, or several | 输入，`[T, N, *]`，或多个
+    stateless_module: nn.Module|list|tuple|Callable, # called once on `[T·N, *]`; a list is walked in order | 在 `[T·N, *]` 上调用一次；列表则依次调用
 ) -> Tensor|tuple[Tensor, ...]: # output, `[T, N, *]`, or several | 输出，`[T, N, *]`，或多个
     "Call modules without memory once, with time folded into the batch | 把时间并入批，只调用一次无记忆的模块"
     seqs = _sequences('seq_to_ann_forward', x_seq, stateless_module, 2)
@@ -103,8 +103,8 @@ def seq_to_ann_forward(
 
 # %% ../nbs/04_functional.ipynb #bbc2f903
 def t_last_seq_to_ann_forward(
-    x_seq: Tensor|tuple[Tensor, ...],                                     # input, `[N, *, T]`, or several | 输入，`[N, *, T]`，或多个
-    stateless_module: nn.Module|list[nn.Module]|tuple[nn.Module, ...]|Callable, # called once on `[T·N, *]`; a list is walked in order | 在 `[T·N, *]` 上调用一次；列表则依次调用
+    x_seq: Tensor|tuple[Tensor, ...], # input, `[N, *, T]`, or several | 输入，`[N, *, T]`，或多个
+    stateless_module: nn.Module|list|tuple|Callable, # called once on `[T·N, *]`; a list is walked in order | 在 `[T·N, *]` 上调用一次；列表则依次调用
 ) -> Tensor|tuple[Tensor, ...]: # output, `[N, *, T]`, or several | 输出，`[N, *, T]`，或多个
     "Call modules without memory once, for a sequence whose time comes last | 时间在最后一个轴时，只调用一次无记忆的模块"
     seqs = _sequences('t_last_seq_to_ann_forward', x_seq, stateless_module, 2)
@@ -115,9 +115,9 @@ def t_last_seq_to_ann_forward(
 def _cat(ys): return tuple(map(_cat, zip(*ys))) if isinstance(ys[0], (tuple, list)) else torch.cat(ys)
 
 def chunk_multi_step_forward(
-    split_size: int,                                                          # steps in a piece | 每段的步数
-    x_seq: Tensor|tuple[Tensor, ...],                                         # input, `[T, N, *]`, or several | 输入，`[T, N, *]`，或多个
-    multi_step_module: nn.Module|list[nn.Module]|tuple[nn.Module, ...]|Callable, # takes a sequence; a list is walked in order | 处理一段序列；列表则依次调用
+    split_size: int, # steps in a piece | 每段的步数
+    x_seq: Tensor|tuple[Tensor, ...], # input, `[T, N, *]`, or several | 输入，`[T, N, *]`，或多个
+    multi_step_module: nn.Module|list|tuple|Callable, # takes a sequence; a list is walked in order | 处理一段序列；列表则依次调用
 ) -> Tensor|tuple[Tensor, ...]: # output, `[T, N, *]`, or several | 输出，`[T, N, *]`，或多个
     "Run a multi-step module piece by piece | 分段运行多步模块"
     if not isinstance(split_size, int) or isinstance(split_size, bool): raise InputTypeError(
@@ -204,6 +204,15 @@ def _same(a, b): # equal, tensors too | 相等，包括张量
     if isinstance(a, Tensor) and isinstance(b, Tensor): return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to(b.device), b)
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
+def _shape(x): return tuple(x.shape) if isinstance(x, Tensor) else repr(x)
+
+def _takes(m, name, new): # does this memory accept the value? | 这个记忆接受该值吗？
+    old, start = getattr(m, name), m._starts[name]
+    if start is None or not isinstance(old, Tensor) or _same(new, start): return True
+    if not isinstance(new, Tensor): return False
+    return new.shape[new.dim() - old.dim():] == old.shape if name in m._fresh else new.shape == old.shape
+
+# %% ../nbs/04_functional.ipynb #dc5f80b9
 def load_memories(
     net: nn.Module,         # the network that will continue | 将要继续运行的网络
     values: dict[str, Any], # what `memories` gave | `memories` 给出的字典
@@ -213,11 +222,9 @@ def load_memories(
     if values.keys() != known.keys(): raise StateError(
         f"these memories are not of this network: missing {sorted(known.keys() - values.keys())}, unknown {sorted(values.keys() - known.keys())}")
     for full, (m, name) in known.items():
-        old, new = getattr(m, name), values[full]
-        if isinstance(old, Tensor) and not _same(new, m._starts[name]) and (
-            not isinstance(new, Tensor) or (new.shape != old.shape if name not in m._fresh else new.shape[new.dim() - old.dim():] != old.shape)):
-            raise StateError(f"memory {full!r} has shape {tuple(old.shape)}, but the value to load has {tuple(new.shape) if isinstance(new, Tensor) else new!r}. "
-                             "If it belongs to another batch, call functional.reset_net(net) first")
+        if not _takes(m, name, values[full]): raise StateError(
+            f"memory {full!r} has shape {_shape(getattr(m, name))}, but the value to load has {_shape(values[full])}. "
+            "If it belongs to another batch, call functional.reset_net(net) first")
     for full, (m, name) in known.items():
         setattr(m, name, _copy(values[full]))
         (m._fresh.add if _same(values[full], m._starts[name]) else m._fresh.discard)(name)
@@ -233,8 +240,9 @@ def _fusable(conv, bn): # or an error that says why not | 否则报错并说明�
         f"a convolution or linear layer and a batch norm are needed, not {type(conv).__name__} and {type(bn).__name__}")
     if conv.training or bn.training: raise InputError("in training mode batch norm follows the batch and cannot be folded: call eval() first")
     if bn.running_mean is None: raise InputError(f"{bn} has no running statistics (track_running_stats=False), so it follows every batch and cannot be folded")
-    if bn.num_features != _channels(conv): raise InputError(f"{type(conv).__name__} has {_channels(conv)} outputs, but the batch norm expects {bn.num_features}")
+    if bn.num_features != (out := _channels(conv)): raise InputError(f"{type(conv).__name__} has {out} outputs, but the batch norm expects {bn.num_features}")
 
+# %% ../nbs/04_functional.ipynb #6fe7caed
 def fuse_conv_bn_eval(
     conv: nn.Module, # convolution, transposed convolution or linear layer, in eval mode | 卷积、转置卷积或线性层，处于评估模式
     bn: nn.Module,   # the batch norm that follows, in eval mode | 紧随其后的批归一化，处于评估模式
@@ -291,9 +299,9 @@ def fuse_conv_bn_eval_modules(
 def _output(who, x_seq, target, dims=3): # scores over time and a label that fits | 随时间的得分，以及相符的标签
     if not isinstance(x_seq, Tensor) or not isinstance(target, Tensor): raise InputTypeError(f"{who}(x_seq, target) takes two tensors")
     if x_seq.dim() < dims or x_seq.shape[0] == 0: raise InputError(f"{who}: x_seq must be [T, N, C, *] with at least one step, not {tuple(x_seq.shape)}")
-    rest = x_seq.shape[1:2] + x_seq.shape[3:]
-    if target.shape not in (rest, x_seq.shape[1:]): raise InputError(
-        f"{who}: for x_seq {tuple(x_seq.shape)} the target must be {tuple(rest)} (classes) or {tuple(x_seq.shape[1:])} (probabilities), not {tuple(target.shape)}")
+    shape, classes = tuple(x_seq.shape), tuple(x_seq.shape[1:2] + x_seq.shape[3:])
+    if target.shape not in (classes, shape[1:]): raise InputError(
+        f"{who}: for x_seq {shape} the target must be {classes} (classes) or {shape[1:]} (probabilities), not {tuple(target.shape)}")
 
 def rate_cross_entropy(
     x_seq: Tensor,  # scores, `[T, N, C, *]` | 得分，`[T, N, C, *]`

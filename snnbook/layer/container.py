@@ -9,7 +9,7 @@ __all__ = ['MultiStepContainer', 'SeqToANNContainer', 'TLastMultiStepContainer',
 from collections import OrderedDict
 from typing import Any
 from torch import Tensor, nn
-from ..base import InputError, MultiStepModule, StepModule
+from ..base import InputTypeError, MultiStepModule, StepModule
 from ..functional import _in_mode, _no_memory
 from ..functional import multi_step_forward, seq_to_ann_forward, t_last_multi_step_forward, t_last_seq_to_ann_forward
 
@@ -57,21 +57,30 @@ class StepModeContainer(nn.Sequential, StepModule):
         step_mode: str = 's', # `'s'` or `'m'` | `'s'` 或 `'m'`
     ):
         if args and isinstance(args[0], str): step_mode, *args = args
-        if not isinstance(stateful, bool): raise InputError(f"StepModeContainer(stateful, *modules): stateful must be True or False, not {type(stateful).__name__}")
+        if not isinstance(stateful, bool): raise InputTypeError(
+            f"StepModeContainer(stateful, *modules): stateful must be True or False, not {type(stateful).__name__}")
         super().__init__(*args)
         self.stateful, self.step_mode = stateful, step_mode
         _in_mode('StepModeContainer', self._once, 's')
         if not stateful: _no_memory('StepModeContainer(stateful=False)', self)
     def _once(self, x): return super().forward(x) # the children in turn | 依次经过子模块
-    def __getitem__(self, i): # a slice is such a container too | 切片也是这样的容器
-        if not isinstance(i, slice): return super().__getitem__(i)
-        return type(self)(self.stateful, OrderedDict(list(self._modules.items())[i]), step_mode=self.step_mode)
     def forward(self,
         x: Tensor, # `[N, *]` in mode `'s'`, `[T, N, *]` in mode `'m'` | 模式 `'s'` 下为 `[N, *]`，模式 `'m'` 下为 `[T, N, *]`
     ) -> Tensor: # of the same form | 形式相同
         "One step, all steps in turn, or all as one batch | 走一步、逐步走完，或当作一批"
         if self.step_mode == 's': return self._once(x)
         return (multi_step_forward if self.stateful else seq_to_ann_forward)(x, self._once)
-    def extra_repr(self) -> str: # what `repr` shows | `repr` 显示的内容
-        "Whether it has a memory, and the step mode | 是否有记忆，以及步进模式"
-        return f"stateful={self.stateful}, step_mode='{self.step_mode}'"
+
+# %% ../../nbs/layer/02_container.ipynb #5229b08f
+from fastcore.basics import patch
+
+# %% ../../nbs/layer/02_container.ipynb #20bfc662
+@patch
+def __getitem__(self: StepModeContainer, i): # a slice keeps the settings | 切片保留设置
+    if not isinstance(i, slice): return nn.Sequential.__getitem__(self, i)
+    return type(self)(self.stateful, OrderedDict(list(self._modules.items())[i]), step_mode=self.step_mode)
+
+@patch
+def extra_repr(self: StepModeContainer) -> str: # what `repr` shows | `repr` 显示的内容
+    "Whether it has a memory, and the step mode | 是否有记忆，以及步进模式"
+    return f"stateful={self.stateful}, step_mode='{self.step_mode}'"

@@ -65,14 +65,16 @@ class StatelessLayer(StepModule):
             now = {**given, **dict(zip(seqs, xs))}
             return self._once(*[now[i] for i in range(len(inputs))], **{k: now[k] for k in kwargs})
         return seq_to_ann_forward(tuple(seqs.values()), step)
-    def extra_repr(self) -> str: # what `repr` shows | `repr` 显示的内容
-        "PyTorch's own, and the step mode | PyTorch 原有的内容，加上步进模式"
-        return ', '.join(filter(None, [super().extra_repr(), f"step_mode='{self.step_mode}'"]))
 
 # %% ../../nbs/layer/01_stateless.ipynb #09c88f82
 from fastcore.basics import patch
 
 # %% ../../nbs/layer/01_stateless.ipynb #e79bb829
+@patch
+def extra_repr(self: StatelessLayer) -> str: # what `repr` shows | `repr` 显示的内容
+    "PyTorch's own, and the step mode | PyTorch 原有的内容，加上步进模式"
+    return ', '.join(filter(None, [super(StatelessLayer, self).extra_repr(), f"step_mode='{self.step_mode}'"]))
+
 @patch
 def _check(self: StatelessLayer, x): # enough axes, and not too many | 轴数不多也不少
     mode, other = self.step_mode, 'sm'[self.step_mode == 's']
