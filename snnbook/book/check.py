@@ -52,7 +52,7 @@ class Page:
         self.source = markdown(self.nb)
         text, self.warnings = html(self.source, self.front.get('title', name))
         self.html = need('bs4', 'beautifulsoup4').BeautifulSoup(text, 'html.parser').body
-        self.ids = [t['id'] for t in self.html.find_all(id=True)] if self.html else []
+        self.ids = [t['id'] for t in self.html.find_all(id=True) if not re.fullmatch(r'cb\d+(-\d+)?', t['id'])] if self.html else []
 
 # %% ../../nbs/book/07_check.ipynb #0f59c970
 PAGE_RULES = {}

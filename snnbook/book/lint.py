@@ -254,6 +254,10 @@ def _imports_alone(c):
     if (any(top) or inside) and not all(top): yield "imports belong in a cell of their own"
 
 @rule('code')
+def _shows_source(c):
+    if 'export' in directives(c): yield "`#| export` hides the source of what it exports: write `#| exports`"
+
+@rule('code')
 def _manners(c):
     if re.search(r'^\s*(!|%pip|%conda)', c['source'], re.M): yield "a notebook runs no shell commands"
     if re.search(r'^\s*(nbdev\.)?nbdev_export\(', c['source'], re.M): yield "a chapter does not export itself"
