@@ -48,7 +48,7 @@ def _sequences(who, x_seq, modules, dims=1): # the input as a tuple, checked | �
     if not seqs or not all(isinstance(x, Tensor) for x in seqs):
         raise InputTypeError(f"{who}: x_seq must be a tensor or a tuple of tensors, not {type(x_seq).__name__}")
     if any(x.dim() < dims for x in seqs):
-        raise InputError(f"{who}: x_seq needs at least {dims} axes, time {'and batch' if dims > 1 else ''}, but has shape {[tuple(x.shape) for x in seqs]}")
+        raise InputError(f"{who}: x_seq needs at least {dims} axes, {'time' if dims == 1 else 'time and batch'}, but has shape {[tuple(x.shape) for x in seqs]}")
     return seqs
 
 def _in_mode(who, modules, mode, kind=StepModule): # what is called directly must be in this mode | 直接调用的模块必须处于该模式
@@ -218,6 +218,7 @@ def load_memories(
     values: dict[str, Any], # what `memories` gave | `memories` 给出的字典
 ):
     "Put memories back into a network | 把记忆放回网络"
+    if not isinstance(values, dict): raise InputTypeError(f"load_memories(net, values): values must be a dict, not {type(values).__name__}")
     known = {full: (m, name) for full, m, name in _memories(net)}
     if values.keys() != known.keys(): raise StateError(
         f"these memories are not of this network: missing {sorted(known.keys() - values.keys())}, unknown {sorted(values.keys() - known.keys())}")
@@ -240,6 +241,8 @@ def _fusable(conv, bn): # or an error that says why not | 否则报错并说明�
         f"a convolution or linear layer and a batch norm are needed, not {type(conv).__name__} and {type(bn).__name__}")
     if conv.training or bn.training: raise InputError("in training mode batch norm follows the batch and cannot be folded: call eval() first")
     if bn.running_mean is None: raise InputError(f"{bn} has no running statistics (track_running_stats=False), so it follows every batch and cannot be folded")
+    if 'weight' not in conv._parameters: raise InputError(
+        f"the weight of {type(conv).__name__} is computed anew at each call (weight norm or another parametrization): remove that from it first")
     if bn.num_features != (out := _channels(conv)): raise InputError(f"{type(conv).__name__} has {out} outputs, but the batch norm expects {bn.num_features}")
 
 # %% ../nbs/04_functional.ipynb #6fe7caed

@@ -15,7 +15,7 @@ __all__ = ['StatelessLayer', 'Linear', 'Bilinear', 'Embedding', 'Conv1d', 'Conv2
 import inspect
 from typing import Any
 from torch import Tensor, nn
-from ..base import InputError, StepModule, where_is
+from ..base import InputError, InputTypeError, StepModule, where_is
 from ..functional import seq_to_ann_forward
 
 # %% ../../nbs/layer/01_stateless.ipynb #d45cf9b0
@@ -59,6 +59,7 @@ class StatelessLayer(StepModule):
         seqs = {k: v for k, v in given.items() if isinstance(v, Tensor)}
         for x in seqs.values(): self._check(x)
         if self.step_mode == 's': return self._once(*inputs, **kwargs)
+        if not seqs: raise InputTypeError(f"{where_is(self)} expects a tensor, not {[type(v).__name__ for v in given.values()]}")
         if len(given) == 1: return seq_to_ann_forward(*given.values(), self._once)
         given = {k: self._size(v) for k, v in given.items()}
         def step(*xs):
