@@ -211,12 +211,12 @@ def _fits(small, big): # does a tensor of shape `small` broadcast to `big`? | �
 
 @patch
 def stale(self: MemoryModule,
-    name: str,             # the memory | 记忆的名字
-    value: Tensor,         # what it holds | 记忆的值
+    name: str,              # the memory | 记忆的名字
+    held: tuple[int, ...],  # the shape that it has | 记忆的形状
     shape: tuple[int, ...], # the shape that the input asks for | 输入要求的形状
 ) -> StateError: # the error, to be raised | 供抛出的错误
     "The error for a memory of another batch | 记忆属于另一批时的错误"
-    return StateError(f"{where_is(self)}: its memory {name!r} has shape {tuple(value.shape)}, but the input has shape {tuple(shape)}. "
+    return StateError(f"{where_is(self)}: its memory {name!r} has shape {tuple(held)}, but the input has shape {tuple(shape)}. "
                       "The memory is of another batch: call functional.reset_net(net) between batches")
 
 @patch
@@ -230,7 +230,7 @@ def ready(self: MemoryModule,
         v = getattr(self, name)
         if not isinstance(v, Tensor): v = torch.full_like(x, v, dtype=dtype)
         elif v.shape != x.shape:
-            if name not in self._fresh or not _fits(v.shape, x.shape): raise self.stale(name, v, x.shape)
+            if name not in self._fresh or not _fits(v.shape, x.shape): raise self.stale(name, v.shape, x.shape)
             v = v.to(dtype).expand_as(x).clone()
         else: continue
         setattr(self, name, v); self._fresh.discard(name)

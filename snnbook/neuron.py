@@ -412,7 +412,7 @@ class SlidingPSN(MemoryModule):
     ) -> Tensor: # spikes, `[T, N, *]` | 脉冲，`[T, N, *]`
         "Weigh the last `k` inputs of every step | 对每一步最近的 `k` 个输入加权"
         self.queue = x_seq.new_zeros(self.k - 1, *x_seq.shape[1:]) if self.queue is None else self.queue
-        if self.queue.shape[1:] != x_seq.shape[1:]: raise self.stale('queue', self.queue[0], x_seq.shape[1:])
+        if self.queue.shape[1:] != x_seq.shape[1:]: raise self.stale('queue', self.queue.shape[1:], x_seq.shape[1:])
         past = torch.cat([self.queue, x_seq])
         self.queue = past[len(x_seq):]
         return self.surrogate_function(torch.tensordot(past.unfold(0, self.k, 1), self.weight, 1) + self.bias)
