@@ -25,7 +25,7 @@ def markdown(
     parts = []
     for c in nb['cells'][1:]:
         if c['cell_type'] == 'markdown': parts.append(c['source'])
-        else: parts.append('````python\n' + c['source'] + '\n````')
+        else: parts.append('````\n' + c['source'] + '\n````')
         parts += [''.join(o['data']['text/markdown']) for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
     return '\n\n'.join(parts) + '\n'
 
@@ -52,7 +52,7 @@ class Page:
         self.source = markdown(self.nb)
         text, self.warnings = html(self.source, self.front.get('title', name))
         self.html = need('bs4', 'beautifulsoup4').BeautifulSoup(text, 'html.parser').body
-        self.ids = [t['id'] for t in self.html.find_all(id=True) if not re.fullmatch(r'cb\d+(-\d+)?', t['id'])] if self.html else []
+        self.ids = [t['id'] for t in self.html.find_all(id=True)] if self.html else []
 
 # %% ../../nbs/book/07_check.ipynb #0f59c970
 PAGE_RULES = {}
