@@ -228,7 +228,7 @@ def sound(tmp_path_factory):
     ('links', 'zh/00_a.ipynb', '(index.ipynb)', '(gone.ipynb)'),
     ('links', 'zh/00_a.ipynb', '(#level)', '(#depth)'),
     ('links', 'zh/00_a.ipynb', '(index.ipynb)', '(../en/index.ipynb)'),
-    ('links', 'zh/00_a.ipynb', 'href: ../en/00_a.ipynb', 'href: ../en/01_b.ipynb'),
+    ('links', 'zh/00_a.ipynb', 'href: ../en/a.html', 'href: ../en/b.html'),
     ('links', 'BOTH', 'output-file: a.html|output-file: a.html', 'output-file: index.html|output-file: index.html'),
 ])
 def test_each_fault_of_the_site_is_found(sound, tmp_path, rule, file, old, new):

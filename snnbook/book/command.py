@@ -6,13 +6,13 @@
 __all__ = ['ACTIONS', 'main']
 
 # %% ../../nbs/book/08_command.ipynb #3275f08d
-import argparse, importlib
+import argparse, importlib, os
 from pathlib import Path
 from .notebook import chapters, clean, find_root, read_nb, write_nb
 
 # %% ../../nbs/book/08_command.ipynb #e7cda443
 def _room(name): return importlib.import_module(f'snnbook.book.{name}')
-def _paths(a): return [Path(p) for p in a.chapters] or list(chapters())
+def _paths(a): return [Path(os.path.relpath(p)) for p in a.chapters or chapters()]
 
 def _lint(a): return _room('lint').lint(_paths(a))
 

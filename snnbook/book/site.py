@@ -79,11 +79,15 @@ def _alt(nb, title): # every figure says something | 每幅图都有文字
         images = any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {}))
         if images and 'fig-alt' not in directives(c): c['source'] = f'#| fig-alt: "{title}"\n' + c['source']
 
+def _output(name): # `book/00_lang.ipynb` is shown as `book/lang.html` | 显示为 `book/lang.html`
+    folder, slash, file = name.rpartition('/')
+    return folder + slash + re.sub(r'^\d+[a-z0-9]*_', '', file.lower()).removesuffix('.ipynb') + '.html'
+
 def _front(fm, lang, name): # the head of a page | 页面的头部
     yaml, other = need('yaml', 'pyyaml'), LANGS[1 - LANGS.index(lang)]
     fm = {k: pick(v, lang) if isinstance(v, str) else v for k, v in fm.items()}
     up = '../'*len(Path(name).parts)
-    fm |= {'lang': lang, 'other-links': [{'text': {'en': 'English', 'zh': '中文'}[other], 'icon': 'translate', 'href': f'{up}{other}/{name}'}]}
+    fm |= {'lang': lang, 'other-links': [{'text': {'en': 'English', 'zh': '中文'}[other], 'icon': 'translate', 'href': f'{up}{other}/{_output(name)}'}]}
     return '---\n' + yaml.safe_dump(fm, allow_unicode=True, width=1000) + '---\n'
 
 # %% ../../nbs/book/06_site.ipynb #7f860c98
@@ -136,9 +140,6 @@ def build(
         for p in sorted((root/lang).rglob('*')):
             if p.is_file() and p not in wanted: p.unlink()
     return changed
-
-def _output(name): # `book/00_lang.ipynb` is shown as `book/lang.html` | 显示为 `book/lang.html`
-    return re.sub(r'(^|/)\d+[a-z]?_', r'\1', name).removesuffix('.ipynb') + '.html'
 
 # %% ../../nbs/book/06_site.ipynb #dcd6dbe5
 PARTS = {'tutorials': 'Tutorials | 教程', '': 'Spiking networks | 脉冲网络', 'layer': 'Layers | 层', 'kernels': 'Kernels | 计算内核',
