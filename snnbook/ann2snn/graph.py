@@ -6,7 +6,7 @@
 __all__ = ['ConversionError', 'twin', 'source_of', 'trace', 'out_of_place', 'label', 'problems', 'matches', 'check']
 
 # %% ../../nbs/ann2snn/04_graph.ipynb #a8223794
-import copy, operator, os, re, traceback, warnings
+import copy, inspect, operator, os, re, traceback, warnings
 from collections.abc import Sequence
 from typing import Any
 import torch
@@ -48,7 +48,7 @@ def source_of(
     frames = [f for f in frames[inside[-1] if inside else 0:] if _foreign(f[0])]
     return '{}:{}'.format(*frames[-1][:2]) + (f', {frames[-1][2]}' if frames[-1][2] else '') if frames else ''
 
-def _claims(rule, module, name): # would the rule take a call of this module?
+def _claims(rule, module, name): # would the rule take a call of this module? | 规则会认领对这个模块的调用吗？
     g = fx.Graph()
     try: return bool(rule.match(g.call_module(name, (g.placeholder('x'),)), {name: module}))
     except Exception: return False
@@ -66,7 +66,8 @@ def trace(
     "Write down what a network computes | 把网络的计算写成图"
     tracer = _Tracer(rules)
     if tracer.is_leaf_module(net, '') and not isinstance(net, fx.GraphModule): net = nn.Sequential(net) # a network of one layer | 只有一层的网络
-    try: gm = fx.GraphModule(net, tracer.trace(net), type(net).__name__)
+    fixed = {n: p.default for n, p in inspect.signature(net.forward).parameters.items() if p.default is None or isinstance(p.default, (bool, str))}
+    try: gm = fx.GraphModule(net, tracer.trace(net, fixed or None), type(net).__name__)
     except Exception as e:
         frames = [f for f in traceback.extract_tb(e.__traceback__) if _foreign(f.filename)]
         at = f' at {frames[-1].filename}:{frames[-1].lineno}, {frames[-1].line}' if frames else ''
@@ -80,7 +81,7 @@ def trace(
 _VIEWS = {'view', 'view_as', 'reshape', 'flatten', 'unflatten', 'permute', 'transpose', 't', 'swapaxes', 'movedim', 'squeeze', 'unsqueeze', 'expand', 'expand_as',
           'narrow', 'select', 'chunk', 'split', 'unbind', 'unfold', 'contiguous', 'detach', 'getitem', 'getattr', 'to', 'float', 'double', 'type_as', 'dropout'}
 
-def _name(target): # `relu` for F.relu, torch.relu and 'relu'
+def _name(target): # `relu` for F.relu, torch.relu and 'relu' | F.relu、torch.relu 与 'relu' 都得到 `relu`
     if isinstance(target, str): return target
     name = getattr(target, '__name__', str(target))
     return name if name != 'fn' else next((n for n in dir(F) if getattr(F, n) is target), name)
@@ -89,14 +90,14 @@ def _is_view(node, modules):
     if node.op == 'call_module': return isinstance(modules.get(node.target), (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd))
     return node.op in ('call_function', 'call_method') and _name(node.target) in _VIEWS
 
-def _aliases(x, modules): # all nodes that may share memory with `x`
+def _aliases(x, modules): # all nodes that may share memory with `x` | 可能与 `x` 共享内存的所有节点
     group = [x]
     for n in group:
         near = [u for u in n.users if _is_view(u, modules)] + ([n.args[0]] if _is_view(n, modules) and isinstance(n.args[0], fx.Node) else [])
         group += [m for m in near if m not in group]
     return group
 
-def _out_of_place(node): # the ordinary form of an in-place call, or None if it is not one
+def _out_of_place(node): # the ordinary form of an in-place call, or None if it is not one | 就地调用的普通形式；不是就地调用则为 None
     name = _name(node.target)
     plain = name[:-1] if name.endswith('_') and not name.endswith('__') else None
     if node.op == 'call_method': return plain if plain and hasattr(Tensor, plain) else None
@@ -153,12 +154,12 @@ _HOMES = torch, F, operator, torch._C._nn
 _FUNCTIONS = {id(getattr(ns, n)) for n in _ANY | _ONE | _FIRST | _SHAPES for ns in _HOMES if callable(getattr(ns, n, None))}
 
 # %% ../../nbs/ann2snn/04_graph.ipynb #d94f6ac9
-def _operation(node): # name of a known function, method or attribute, else None
+def _operation(node): # name of a known function, method or attribute, else None | 已知的函数、方法或属性的名字，否则 None
     if node.op == 'call_method': return node.target
     if node.target is getattr: return node.args[1]
     return _name(node.target) if id(node.target) in _FUNCTIONS else None
 
-def _why_not(node, modules, moving): # why a node that depends on the input is not affine; None if it is
+def _why_not(node, modules, moving): # why a node that depends on the input is not affine; None if it is | 取决于输入的节点为何不是仿射的；若是则为 None
     args = [] # with repetitions: `a * a` has two | 含重复：`a * a` 有两个
     fx.map_arg((node.args, node.kwargs), lambda a: args.append(a) if a in moving else None)
     if node.op == 'call_module':
@@ -181,7 +182,7 @@ def problems(
     "Everything in a network that cannot be converted | 网络中所有无法转换之处"
     modules, moving, found = dict(gm.named_modules(remove_duplicate=False)), set(), []
     for node in gm.graph.nodes:
-        if node.op == 'placeholder': moving.add(node); continue
+        if node.op == 'placeholder': moving |= set() if node.args else {node}; continue # an option is no input | 可选参数不是输入
         if node.op == 'output' or not any(a in moving for a in node.all_input_nodes): continue
         if node.op != 'call_module' and _operation(node) in _SHAPES: continue
         moving.add(node)
@@ -209,7 +210,7 @@ def check(
     "Refuse what cannot be converted | 拒绝无法转换的网络"
     modules, found = dict(gm.named_modules(remove_duplicate=False)), problems(gm, rules)
     if not found: return
-    lines = [f"- {label(n, modules)}: {why}" + (". It is the last step: apply it to the mean over time instead" if all(u.op == 'output' for u in n.users) else '')
+    lines = [f"- {label(n, modules)}: {why}" + (". It is the last step: apply it to the mean over time instead" if 'no rule' in why and all(u.op == 'output' for u in n.users) else '')
              for n, why in found]
     text = (f"{len(found)} place{'s' * (len(found) > 1)} in {type(gm).__name__} cannot be converted:\n" + '\n'.join(lines) +
             "\nUse ReLU instead, or write a rule and pass it: class MyRule(BaseRule): patterns = (nn.GELU, F.gelu); Converter(..., rules=[ReLURule(), MyRule()])")
@@ -217,6 +218,6 @@ def check(
     warnings.warn(text + "\nThese stay as they are, so the spiking network does not approach the original")
 
 # %% ../../nbs/ann2snn/04_graph.ipynb #5a1c8759
-class _Wrap(nn.Module): # a function as a network, for tests and small experiments
+class _Wrap(nn.Module): # a function as a network, for tests and small experiments | 把函数当作网络，用于测试和小实验
     def __init__(self, f): super().__init__(); self.f = f
     def forward(self, x): return self.f(x)
