@@ -47,7 +47,10 @@ class Converter(nn.Module):
             if missing or isinstance(r, type): raise InputTypeError(f"{r!r} is not a rule: " + ('give an instance, not the class' if isinstance(r, type) else f'it lacks {missing}'))
         self.dataloader, self.mode, self.momentum, self.fuse_flag, self.strict, self.progress = dataloader, mode, momentum, fuse_flag, strict, progress
         self.rules = [ReLURule()] if rules is None else [*rules]
-        self.neuron_factory, self.threshold_optimizer = neuron_factory or NeuronFactory(), threshold_optimizer or ThresholdOptimizer()
+        self.neuron_factory = NeuronFactory() if neuron_factory is None else neuron_factory
+        self.threshold_optimizer = ThresholdOptimizer() if threshold_optimizer is None else threshold_optimizer
+    @staticmethod
+    def _extract_batch_input(data): return batch_inputs(data)[0] # its name in SpikingJelly | 在 SpikingJelly 里的名字
 
 def _all(rules): return [*rules, MaxPoolRule()] if rules else []
 def _mine(rules, node, modules): return next((r for r in rules if matches(r, node, modules)), None)

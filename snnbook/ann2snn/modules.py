@@ -52,19 +52,24 @@ def parse_mode(
 # %% ../../nbs/ann2snn/00_modules.ipynb #5f07bc1e
 _DROP, _HALF = 15, 1 << 16           # mantissa bits that are dropped; index of the bin of zero | 丢掉的尾数位数；零所在箱的序号
 
-def _bin(x): # bin of each number; negative numbers run backwards in sign-magnitude, so their bits are flipped
+def _bin(x): # bin of each number; negative numbers run backwards in sign-magnitude, so their bits are flipped | 每个数的箱号；负数的比特顺序相反，所以要翻转
     i = x.float().contiguous().view(torch.int32)
     return (torch.where(i < 0, i ^ 0x7fffffff, i) >> _DROP) + _HALF
 
-def _edge(b): # lower edge of a bin
+def _edge(b): # lower edge of a bin | 箱的下边界
     i = (b - _HALF).to(torch.int32) << _DROP
     return torch.where(i < 0, i ^ 0x7fffffff, i).view(torch.float32)
 
 # %% ../../nbs/ann2snn/00_modules.ipynb #61ef77c0
-def _ranked(x, i): # the number of rank `i` in `x`, linear between ranks, as numpy does
-    lo = min(int(i), x.numel() - 1)
-    a, b = x.kthvalue(lo + 1).values, x.kthvalue(min(lo + 2, x.numel())).values
+def _exact(x, q): # quantile of a flat tensor, linear between ranks as in NumPy; no limit on its size | 一维张量的分位数，秩之间线性插值，与 NumPy 相同；大小不限
+    if q == 1: return x.max()
+    i = q * (x.numel() - 1)
+    lo, hi = int(i), min(int(i) + 1, x.numel() - 1)
+    if x.is_cuda: x = x.sort().values; a, b = x[lo], x[hi]
+    else: a, b = x.kthvalue(lo + 1).values, x.kthvalue(hi + 1).values
     return a + (b - a) * (i - lo)
+
+def _flat(x): x = x.detach().flatten(); return x.to(torch.promote_types(x.dtype, torch.float32))
 
 class Tally:
     "Remember the distribution of a stream of numbers | 记住一串数的分布"
@@ -96,8 +101,7 @@ def add(self: Tally,
     x: Tensor, # any shape and floating dtype, no limit on its size | 任意形状与浮点 dtype，大小不限
 ) -> Tally: # itself | 自身
     "Count the numbers of a tensor | 计入一个张量里的数"
-    x = x.detach().flatten()
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = _flat(x)
     return self._merge(x.numel(), *x.aminmax(), x, None) if x.numel() else self
 
 @patch
@@ -114,16 +118,13 @@ def quantile(self: Tally,
     "The quantile of all numbers so far | 迄今所有数的分位数"
     if not self.count: raise StateError("no numbers have been seen, so there is no quantile: run data through the network first")
     if q == 1: return self.max
-    i = q * (self.count - 1)
-    if self.kept is not None: return _ranked(self.kept, i)
-    above = self.hist.cumsum(0)
-    def ranked(r): # spread the numbers of a bin evenly over it | 让箱里的数均匀铺开
-        b = torch.searchsorted(above, r, right=True)
-        part = (r - above[b] + self.hist[b] + .5) / self.hist[b]
-        return (_edge(b) + (_edge(b + 1) - _edge(b)) * part).clamp(self.min, self.max)
+    if self.kept is not None: return _exact(self.kept, q)
+    i, above = q * (self.count - 1), self.hist.cumsum(0)
     r = torch.tensor([int(i), min(int(i) + 1, self.count - 1)], device=above.device)
-    a, b = ranked(r)
-    return a + (b - a) * (i - int(i))
+    b = torch.searchsorted(above, r, right=True)                  # the bins of these two ranks | 这两个秩所在的箱
+    part = (r - above[b] + self.hist[b] + .5) / self.hist[b]      # numbers are spread evenly over a bin | 箱里的数均匀铺开
+    v = (_edge(b) + (_edge(b + 1) - _edge(b)) * part).clamp(self.min, self.max)
+    return v[0] + (v[1] - v[0]) * (i - int(i))
 
 # %% ../../nbs/ann2snn/00_modules.ipynb #58931833
 class VoltageHook(nn.Module):
@@ -139,26 +140,6 @@ class VoltageHook(nn.Module):
         self.mode, self.momentum, self.seen = mode, momentum, Tally()
         self.register_buffer('scale', _number(scale))
         self.register_buffer('num_batches_tracked', torch.tensor(0))
-    def statistic(self,
-        mode: str | float | None = None, # any mode; `None`: its own | 任意定标方式；`None` 表示自己的
-    ) -> Tensor: # the scale that this mode gives | 这种方式给出的尺度
-        "The scale by any mode, from all data seen | 用所见的全部数据，按任意方式求尺度"
-        q, f = parse_mode(self.mode if mode is None else mode)
-        return f * self.seen.quantile(q)
-    @torch.no_grad()
-    def observe(self,
-        x: Tensor, # activations, `[N, *]` | 激活值，`[N, *]`
-    ):
-        "Take note of a batch | 记下一批"
-        if not x.numel(): return
-        self.seen.add(x)
-        if self.momentum is None: s = self.statistic()
-        else:
-            q, f = parse_mode(self.mode)
-            s = f * Tally(x.numel()).add(x).quantile(q)
-            if self.num_batches_tracked: s = (1 - self.momentum) * self.scale.to(s.device) + self.momentum * s
-        self.scale = s
-        self.num_batches_tracked += 1
     def forward(self,
         x: Tensor, # activations, `[N, *]` | 激活值，`[N, *]`
     ) -> Tensor: # the same tensor | 同一个张量
@@ -168,6 +149,31 @@ class VoltageHook(nn.Module):
     def extra_repr(self) -> str: # mode and momentum | 定标方式与动量
         "How it chooses | 如何选择"
         return f'mode={self.mode!r}, momentum={self.momentum}'
+
+# %% ../../nbs/ann2snn/00_modules.ipynb #d1fc1d1c
+@patch
+def statistic(self: VoltageHook,
+    mode: str | float | None = None, # any mode; `None`: its own | 任意定标方式；`None` 表示自己的
+) -> Tensor: # the scale that this mode gives | 这种方式给出的尺度
+    "The scale by any mode, from all data seen | 用所见的全部数据，按任意方式求尺度"
+    q, f = parse_mode(self.mode if mode is None else mode)
+    return f * self.seen.quantile(q)
+
+@patch
+@torch.no_grad()
+def observe(self: VoltageHook,
+    x: Tensor, # activations, `[N, *]` | 激活值，`[N, *]`
+):
+    "Take note of a batch | 记下一批"
+    if not x.numel(): return
+    self.seen.add(x)
+    if self.momentum is None: s = self.statistic()
+    else:
+        q, f = parse_mode(self.mode)
+        s = f * _exact(_flat(x), q)
+        if self.num_batches_tracked: s = (1 - self.momentum) * self.scale.to(s.device) + self.momentum * s
+    self.scale = s
+    self.num_batches_tracked += 1
 
 # %% ../../nbs/ann2snn/00_modules.ipynb #b623af12
 class RunningMaxPool(MemoryModule):

@@ -48,7 +48,7 @@ class ActivationRule(Protocol):
         "Put neurons in the place of the pair | 用神经元替换这一对"
 
 # %% ../../nbs/ann2snn/03_rules.ipynb #51686d59
-def _runs(m, cls): # is `m` a `cls` that also computes what a `cls` computes?
+def _runs(m, cls): # is `m` a `cls` that also computes what a `cls` computes? | `m` 属于 `cls`，而且算的也是 `cls` 所算的吗？
     return isinstance(m, cls) and (type(m).forward is cls.forward or isinstance(m, StepModule) and m.step_mode == 's')
 
 class BaseRule:
@@ -64,7 +64,7 @@ class BaseRule:
         return node.op == 'call_method' and node.target in [p for p in self.patterns if isinstance(p, str)]
 
 # %% ../../nbs/ann2snn/03_rules.ipynb #07dcd59a
-def _parent(node): # path of the module in which a node was called, '' at the top
+def _parent(node): # path of the module in which a node was called, '' at the top | 调用节点的模块的路径，最外层为 ''
     if isinstance(node.target, str) and node.op == 'call_module': return node.target.rpartition('.')[0]
     stack = list(node.meta.get('nn_module_stack', {}).values())
     return stack[-1][0] if stack else ''
@@ -75,7 +75,7 @@ def _taken(gm, target):
     try: gm.get_submodule(target); return True
     except AttributeError: return False
 
-def _add(gm, target, module, after, args, kwargs=None): # a module and, after a node, its call
+def _add(gm, target, module, after, args, kwargs=None): # a module and, after a node, its call | 加入模块，并在某节点之后调用它
     gm.add_submodule(target, module.eval())
     for i, c in enumerate(target): # the containers on the way, too | 途中的容器也一样
         if c == '.': gm.get_submodule(target[:i]).training = False
@@ -111,13 +111,13 @@ def find_replacements(self: BaseRule,
         if isinstance(hook.args[0], fx.Node) and self.match(hook.args[0], modules): yield hook.args[0], hook
 
 # %% ../../nbs/ann2snn/03_rules.ipynb #22e2b093
-def _scale(s, hook): # a usable scale: a number, or a tensor of them
+def _scale(s, hook): # a usable scale: a number, or a tensor of them | 可用的尺度：一个数，或一个张量
     s = s.detach().clone() if isinstance(s, Tensor) and s.numel() > 1 else float(s)
     if not (bool(((s > 0) & s.isfinite()).all()) if isinstance(s, Tensor) else s > 0 and math.isfinite(s)):
         raise InputError(f"Threshold must be a finite positive number, got {s} for hook {hook!r}")
     return s
 
-def _theta(neuron): # its threshold
+def _theta(neuron): # its threshold | 它的阈值
     t = getattr(neuron, 'v_threshold', 1.)
     return t if not isinstance(t, Tensor) else t.item() if t.numel() == 1 else t.detach().clone()
 
@@ -174,7 +174,7 @@ class ReLURule(BaseRule):
         return super().insert_hooks(fx_model, node, hook_factory, hook_counts_per_prefix)
 
 # %% ../../nbs/ann2snn/03_rules.ipynb #73855af9
-class _Pool(nn.Module): # a pooling function by its name
+class _Pool(nn.Module): # a pooling function by its name | 按名字调用的池化函数
     def __init__(self, name): super().__init__(); self.name = name
     def forward(self, *args, **kwargs): return (getattr(F, self.name, None) or getattr(torch, self.name))(*args, **kwargs)
     def extra_repr(self): return self.name
@@ -206,16 +206,19 @@ class MaxPoolRule(BaseRule):
     ) -> Iterator[tuple[fx.Node, fx.Node]]: # the pooling, twice | 池化节点，给两次
         "Every max-pooling | 每个最大池化"
         yield from [(n, n) for n in fx_model.graph.nodes if self.match(n, modules)]
-    def replace_with_neurons(self,
-        fx_model: fx.GraphModule,                # the network, changed in place | 网络，就地修改
-        activation_node: fx.Node,                # the pooling | 池化
-        hook_node: fx.Node,                      # the same | 同一节点
-        neuron_factory: NeuronFactory,           # not needed | 用不到
-        threshold_optimizer: ThresholdOptimizer, # not needed | 用不到
-    ) -> None: # `lint` and `recompile` are the caller's | `lint` 与 `recompile` 由调用者负责
-        "Pool the running sum | 对累计和做池化"
-        node, n = activation_node, 0
-        while _taken(fx_model, target := _join(_parent(node), f'running_maxpool_{n}')): n += 1
-        pool = fx_model.get_submodule(node.target) if node.op == 'call_module' else _Pool(_POOLS[node.target])
-        new = _add(fx_model, target, RunningMaxPool(pool), node, node.args, node.kwargs)
-        node.replace_all_uses_with(new); fx_model.graph.erase_node(node)
+
+# %% ../../nbs/ann2snn/03_rules.ipynb #07f336b3
+@patch
+def replace_with_neurons(self: MaxPoolRule,
+    fx_model: fx.GraphModule,                # the network, changed in place | 网络，就地修改
+    activation_node: fx.Node,                # the pooling | 池化
+    hook_node: fx.Node,                      # the same | 同一节点
+    neuron_factory: NeuronFactory,           # not needed | 用不到
+    threshold_optimizer: ThresholdOptimizer, # not needed | 用不到
+) -> None: # `lint` and `recompile` are the caller's | `lint` 与 `recompile` 由调用者负责
+    "Pool the running sum | 对累计和做池化"
+    node, n = activation_node, 0
+    while _taken(fx_model, target := _join(_parent(node), f'running_maxpool_{n}')): n += 1
+    pool = fx_model.get_submodule(node.target) if node.op == 'call_module' else _Pool(_POOLS[node.target])
+    new = _add(fx_model, target, RunningMaxPool(pool), node, node.args, node.kwargs)
+    node.replace_all_uses_with(new); fx_model.graph.erase_node(node)

@@ -73,7 +73,7 @@ class Progress:
 # %% ../../nbs/ann2snn/05_utils.ipynb #c92baa5f
 class DownloadError(SnnError, OSError): "A download that did not finish | 没有完成的下载"
 
-def _request(url, have, tag, timeout): # an open response, or the HTTPError of a refused range
+def _request(url, have, tag, timeout): # an open response, or the HTTPError of a refused range | 已打开的响应，或范围被拒绝的 HTTPError
     headers = {'User-Agent': 'snnbook', 'Accept-Encoding': 'identity'}
     if have: headers['Range'] = f'bytes={have}-'
     if have and tag: headers['If-Range'] = tag
@@ -92,11 +92,11 @@ def _sha256(path):
 def _size(path): return path.stat().st_size if path.exists() else 0
 
 # %% ../../nbs/ann2snn/05_utils.ipynb #e4f1a363
-def _range(response): # first byte and total of a partial answer, as far as it says so
+def _range(response): # first byte and total of a partial answer, as far as it says so | 部分响应的首字节与总长，若有说明
     m = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', response.headers.get('Content-Range', '').strip())
     return (int(m[1]) if m and m[1] else None), (int(m[2]) if m and m[2] != '*' else None)
 
-def _receive(response, part, have, total, progress, url): # write what comes behind what is there
+def _receive(response, part, have, total, progress, url): # write what comes behind what is there | 把收到的写在已有内容之后
     with response, open(part, 'ab' if have else 'wb') as f, Progress(progress, total=total, initial=have, unit='B', unit_scale=True) as bar:
         try:
             while chunk := response.read1(1 << 16): f.write(chunk); bar.update(len(chunk))
@@ -123,7 +123,7 @@ def download_url(
     have, tag = _size(dst if old else part), tagfile.read_text() if tagfile.exists() and not old else None
     response = _request(url, have, tag, timeout)
     first, total = _range(response)
-    if response.status == 416 or have and response.status == 206 and first != have: # nothing after it, or not what was asked for
+    if response.status == 416 or have and response.status == 206 and first != have: # nothing after it, or not what was asked for | 后面没有了，或不是所请求的
         response.close()
         if response.status != 416 or total != have or old and sha256: response, have = _request(url, 0, None, timeout), 0
     if response.status == 200: have, total = 0, int(n) if (n := response.headers.get('Content-Length')) else None
