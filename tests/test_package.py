@@ -22,7 +22,7 @@ def dist(tmp_path_factory):
     for name in filter(None, files.stdout.split('\0')):
         if (ROOT/name).is_file(): (src/name).parent.mkdir(parents=True, exist_ok=True); (src/name).write_bytes((ROOT/name).read_bytes())
     python('-m', 'build', '--sdist', '--no-isolation', '--outdir', str(out), str(src))
-    with tarfile.open(next(out.glob('*.tar.gz'))) as t: t.extractall(out, filter='data')
+    with tarfile.open(next(out.glob('*.tar.gz'))) as t: t.extractall(out, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
     unpacked = next(p for p in out.iterdir() if p.is_dir())
     python('-m', 'build', '--wheel', '--no-isolation', '--outdir', str(out), str(unpacked))
     return out
