@@ -1,5 +1,5 @@
 "The press with planted faults, and the real book. Each fault breaks exactly one rule; the clean twin breaks none."
-import base64, copy, os, shutil, subprocess, sys
+import base64, configparser, copy, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from snnbook.book import check, command, lint, notebook, run, site, sync
@@ -275,6 +275,20 @@ def test_package_readme_and_sidebar_are_what_the_chapters_give(): assert [str(e)
 def test_the_site_check_finds_nothing():
     site.build(ROOT)
     assert [str(e) for e in check.check_site(ROOT)] == []
+
+def test_links_in_the_readme_lead_somewhere():
+    for name in 'README.md', 'README.zh.md':
+        text = (ROOT/name).read_text(encoding='utf-8')
+        for link in re.findall(r'\]\((?!\w+:|#)([^)#\s]+)', text): assert (ROOT/link).exists(), f'{name}: {link}'
+        for alt in re.findall(r'!\[(.*?)\]', text): assert alt.strip(), f'{name}: an image without alternative text'
+
+def test_the_test_command_is_found_in_the_readme():
+    p = subprocess.run([ROOT/'.ci'/'test-command'], capture_output=True, text=True)
+    assert p.returncode == 0 and p.stdout.strip() in (ROOT/'README.md').read_text(encoding='utf-8').split('\n') and p.stdout.strip().endswith('pytest')
+
+def test_flags_are_those_of_the_settings():
+    settings = configparser.ConfigParser(delimiters=['=']); settings.read(ROOT/'settings.ini', encoding='utf-8')
+    assert sorted(settings['DEFAULT']['tst_flags'].split()) == sorted(run.FLAGS)
 
 def test_ruff_finds_nothing():
     p = subprocess.run([sys.executable, '-m', 'ruff', 'check', '.'], cwd=ROOT, capture_output=True, text=True)
