@@ -8,3 +8,5 @@ __all__ = []
 # %% ../../nbs/layer/00_layer.ipynb #37863c8b
 from .stateless import *
 from .container import *
+from .synapse import *
+from .recurrent import *
