@@ -202,6 +202,10 @@ def matches(
         return False
 
 # %% ../../nbs/ann2snn/04_graph.ipynb #cc2b2441
+def _is_head(node, modules): # a last step that belongs behind the mean | 应放在平均之后的最后一步
+    name = type(modules[node.target]).__name__ if node.op == 'call_module' else _name(node.target)
+    return name.lower().replace('_', '') in ('softmax', 'logsoftmax', 'sigmoid', 'argmax', 'topk') and all(u.op == 'output' for u in node.users)
+
 def check(
     gm: fx.GraphModule,  # a traced network | 追踪得到的网络
     rules: Sequence,     # what will be rewritten | 将被改写的部分
@@ -210,7 +214,7 @@ def check(
     "Refuse what cannot be converted | 拒绝无法转换的网络"
     modules, found = dict(gm.named_modules(remove_duplicate=False)), problems(gm, rules)
     if not found: return
-    lines = [f"- {label(n, modules)}: {why}" + (". It is the last step: apply it to the mean over time instead" if 'no rule' in why and all(u.op == 'output' for u in n.users) else '')
+    lines = [f"- {label(n, modules)}: {why}" + (". It is the last step: apply it to the mean over time instead" if _is_head(n, modules) else '')
              for n, why in found]
     text = (f"{len(found)} place{'s' * (len(found) > 1)} in {type(gm).__name__} cannot be converted:\n" + '\n'.join(lines) +
             "\nUse ReLU instead, or write a rule and pass it: class MyRule(BaseRule): patterns = (nn.GELU, F.gelu); Converter(..., rules=[ReLURule(), MyRule()])")

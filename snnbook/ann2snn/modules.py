@@ -28,7 +28,7 @@ class VoltageScaler(nn.Module):
         x: Tensor, # current, `[N, *]` | 电流，`[N, *]`
     ) -> Tensor: # scaled current, of the dtype of `x` | 缩放后的电流，dtype 与 `x` 相同
         "Scale the current | 缩放电流"
-        return x * (self.scale.to(x.dtype) if x.is_floating_point() else self.scale)
+        return x * (self.scale.to(x.dtype) if self.scale.dim() else self.scale) # a number never widens `x` | 单个数不会改变 `x` 的 dtype
     def extra_repr(self) -> str: # the number, or the shape | 数值，或形状
         "The scale | 尺度"
         return '%f' % self.scale.item() if self.scale.numel() == 1 else f'scale of shape {tuple(self.scale.shape)}'

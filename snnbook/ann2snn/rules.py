@@ -140,8 +140,8 @@ def replace_with_neurons(self: BaseRule,
     parent, _, leaf = hook_node.target.rpartition('.')
     prefix, node = _join(parent, leaf.replace('voltage_hook_', 'spiking_')), hook_node
     args = activation_node.args
-    for name, m in ('scaler0', VoltageScaler(_theta(neuron) / s)), ('if_node', neuron), ('scaler1', VoltageScaler(s)):
-        if isinstance(m, VoltageScaler): m.scale = m.scale.to(hook.scale)
+    scaler = lambda s: VoltageScaler(torch.as_tensor(s, dtype=hook.scale.dtype, device=hook.scale.device))
+    for name, m in ('scaler0', scaler(_theta(neuron) / s)), ('if_node', neuron), ('scaler1', scaler(s)):
         node = _add(fx_model, f'{prefix}.{name}', m, node, args)
         args = (node,)
     for old in hook_node, activation_node: old.replace_all_uses_with(node); fx_model.graph.erase_node(old)
