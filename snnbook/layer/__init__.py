@@ -8,5 +8,8 @@ __all__ = []
 # %% ../../nbs/layer/00_layer.ipynb #37863c8b
 from .stateless import *
 from .container import *
+from .norm import *
+from .transform import *
+from .dropout import *
 from .synapse import *
 from .recurrent import *
