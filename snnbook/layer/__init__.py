@@ -13,3 +13,4 @@ from .transform import *
 from .dropout import *
 from .synapse import *
 from .recurrent import *
+from .stdp import *
