@@ -224,6 +224,7 @@ def forward(self: Converter,
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
         if self.device is not None: net = net.to(device)
         gm = out_of_place(trace(net, rules))
+        gm.graph.eliminate_dead_code() # a branch that nobody uses is not converted | 没有人用的分支不转换
         if rules: check(gm, rules, self.strict)
         modules = dict(gm.named_modules(remove_duplicate=False))
         if not any(_mine(rules, n, modules) for n in gm.graph.nodes): warnings.warn(

@@ -116,11 +116,11 @@ def out_of_place(
         plain, inplace_module = _out_of_place(node), node.op == 'call_module' and getattr(modules.get(node.target), 'inplace', False)
         x = node.args[0] if node.args else node.kwargs.get('input')
         if not (plain or inplace_module) or not isinstance(x, fx.Node): continue
-        later = lambda n: [u for u in n.users if order[u] > order[node]]
+        later = lambda n, at=order[node]: [u for u in n.users if order[u] > at]
         for other in _aliases(x, modules)[1:]:
             if other is not node and later(other): raise ConversionError(
                 f"{label(node, modules)} works in place on memory that {other.name!r} still shows: use the out-of-place form there")
-        x.replace_all_uses_with(node, delete_user_cb=lambda u: order[u] > order[node])
+        x.replace_all_uses_with(node, delete_user_cb=lambda u, at=order[node]: order[u] > at)
         if plain: node.target = plain
         if node.kwargs.get('inplace'): node.kwargs = {**node.kwargs, 'inplace': False}
     gm.graph.lint(); gm.recompile()

@@ -31,7 +31,7 @@ class VoltageScaler(nn.Module):
         return x * (self.scale.to(x.dtype) if self.scale.dim() else self.scale) # a number never widens `x` | 单个数不会改变 `x` 的 dtype
     def extra_repr(self) -> str: # the number, or the shape | 数值，或形状
         "The scale | 尺度"
-        return '%f' % self.scale.item() if self.scale.numel() == 1 else f'scale of shape {tuple(self.scale.shape)}'
+        return f'{self.scale.item():f}' if self.scale.numel() == 1 else f'scale of shape {tuple(self.scale.shape)}'
 
 # %% ../../nbs/ann2snn/00_modules.ipynb #ae424b3a
 class ModeError(InputError, NotImplementedError): "A way to choose a scale that does not exist | 不存在的定标方式"
