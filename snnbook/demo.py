@@ -182,6 +182,7 @@ def demo(
     epochs: int = 15,               # passes over the training images | 遍历训练图像的次数
     seed: int = 0,                  # of weights and of the order of images | 权重与图像顺序的随机种子
     lang: str = 'en',               # language of the report, `'en'` or `'zh'` | 报告的语言，`'en'` 或 `'zh'`
+    steps: Sequence[int] = (1, 2, 4, 8, 16, 32, 64), # numbers of time steps | 时间步数
 ) -> Outcome: # as measured | 测得的结果
     "Train, convert, measure, and leave a report | 训练、转换、测量，并留下报告"
     if lang not in ('en', 'zh'): raise InputError(f"lang must be 'en' or 'zh', not {lang!r}")
@@ -189,8 +190,8 @@ def demo(
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     ann = train(digit_net(), epochs, seed)
-    o, snn = compare(ann), Converter(digits_loaders()[0], mode='99.9%')(ann)
-    pngs = _png(figure(o)), _png(inside(ann, snn, digits().x_test[:1]))
+    o, snn = compare(ann, steps=steps), Converter(digits_loaders()[0], mode='99.9%')(ann)
+    pngs = _png(figure(o)), _png(inside(ann, snn, digits().x_test[:1], max(steps)))
     for name, png in zip(('curves.png', 'raster.png'), pngs): (out/name).write_bytes(png)
     (out/'report.html').write_text(_html(o, pngs, snn, lang, seed), encoding='utf-8')
     print(f"{_say('ann', lang)}: {o.ann:.2f} %\n{_say('table', lang)}:\n\n{as_text(table(o))}\n\n{_say('left', lang)} {out.resolve()}")
