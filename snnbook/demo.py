@@ -121,7 +121,7 @@ def inside(
     mean, reference = scores.cumsum(0) / torch.arange(1, T + 1)[:, None], ann(x)[0].detach()
     with plot.style(): fig, ax = need('matplotlib.pyplot').subplot_mosaic('iab;isb', width_ratios=[1, 2.4, 2.4], figsize=(7, 3), layout='constrained')
     plot.image_grid(x, ax=ax['i'])
-    for a, (name, s) in zip('as', spikes.stack().items()):
+    for a, s in zip('as', spikes.stack().values()):
         s = s.flatten(1)                                          # [T, neurons]
         plot.raster(s[:, ::max(1, s.shape[1] // 64)], ax=ax[a])
     for i, y in enumerate(reference): ax['b'].plot(range(1, T + 1), mean[:, i], color=f'C{i}'); ax['b'].scatter(T * 1.04, y, color=f'C{i}', s=12)

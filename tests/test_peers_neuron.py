@@ -5,7 +5,8 @@ from snnbook import neuron, surrogate
 T, N = 40, 64
 COMMON = [dict(), dict(v_reset=None), dict(v_reset=-.3), dict(detach_reset=True), dict(v_threshold=.7, v_reset=None, detach_reset=True)]
 NODES = [('IFNode', {}), ('LIFNode', dict(tau=2.)), ('LIFNode', dict(tau=3.7)), ('LIFNode', dict(tau=3.7, decay_input=False)), ('ParametricLIFNode', dict(init_tau=2.)),
-         ('QIFNode', dict(tau=4.)), ('EIFNode', dict(tau=4., delta_T=.5)), ('IzhikevichNode', dict(tau=4., tau_w=10., a=.2, b=.3)), ('KLIFNode', dict(tau=3.)), ('KLIFNode', dict(tau=3., scale_reset=True))]
+         ('QIFNode', dict(tau=4.)), ('EIFNode', dict(tau=4., delta_T=.5)), ('IzhikevichNode', dict(tau=4., tau_w=10., a=.2, b=.3)),
+         ('KLIFNode', dict(tau=3.)), ('KLIFNode', dict(tau=3., scale_reset=True))]
 
 
 def run(node, x):

@@ -31,7 +31,7 @@ def environment(
     "What the kernel finds around it | 内核周围的环境"
     (rc/'matplotlibrc').write_text('svg.hashsalt: snnbook\n')
     path = os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
-    return {**os.environ, 'PYTHONPATH': path, 'PYTHONHASHSEED': '0', 'TQDM_DISABLE': '1', 'IN_TEST': '1', 'SOURCE_DATE_EPOCH': '0',
+    return {**os.environ, 'PYTHONPATH': path, 'PYTHONHASHSEED': '0', 'TQDM_DISABLE': '1', 'IN_TEST': '1', 'SOURCE_DATE_EPOCH': '0', 'OMP_NUM_THREADS': '1',
             'MATPLOTLIBRC': str(rc/'matplotlibrc'), 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
 
 # %% ../../nbs/book/03_run.ipynb #e182b063
