@@ -107,13 +107,16 @@ class STDPLearner(MemoryModule):
 from fastcore.basics import patch
 
 # %% ../../nbs/layer/09_stdp.ipynb #421d648a
-@patch
-def _check(self: STDPLearner, module, s_pre, s_post):
-    who = type(self).__name__
+def _synapse(who, module): # can its weights be changed? | 它的权重可以改变吗？
     if not isinstance(module, nn.Linear) and _conv(module) is None: raise InputTypeError(
         f"{who}: the synapses must be Linear, Conv1d, Conv2d or Conv3d, not {type(module).__name__}")
     if not isinstance(module._parameters.get('weight'), Tensor): raise InputError(
         f"{who}: the weight of {type(module).__name__} is computed anew at each call (weight norm or another parametrization), so it cannot be changed")
+
+@patch
+def _check(self: STDPLearner, module, s_pre, s_post):
+    who = type(self).__name__
+    _synapse(who, module)
     for name, s in ('s_pre', s_pre), ('s_post', s_post):
         if not isinstance(s, Tensor): raise InputTypeError(f"{who}: {name} must be a tensor, not {type(s).__name__}")
     want = _out_shape(module, tuple(s_pre.shape))
