@@ -11,6 +11,9 @@ from .container import *
 from .norm import *
 from .transform import *
 from .dropout import *
+from .dropconnect import *
+from .pool import *
+from .conv_bn import *
 from .synapse import *
 from .recurrent import *
 from .stdp import *
