@@ -75,9 +75,9 @@ def test_gradients(case):
     functional.set_step_mode(m, 'm')
     names = [n for n, _ in m.named_parameters()]
     def f(x, *ps): return seeded(torch.func.functional_call, fresh(m), dict(zip(names, ps)), x)
-    x = torch.rand_like(x_seq[:2, :2]).requires_grad_()
+    x = torch.rand_like(x_seq[:2, :1]).requires_grad_()
     if isinstance(m, layer.ConvBatchNorm2d): m.bn.momentum = 0.                 # a forward in training moves the statistics
-    assert torch.autograd.gradcheck(f, (x, *(p.detach().clone().requires_grad_() for p in m.parameters())))
+    assert torch.autograd.gradcheck(f, (x, *(p.detach().clone().requires_grad_() for p in m.parameters())), fast_mode=x.numel() > 100)
 
 
 def test_compiled_without_a_break(case):
@@ -115,7 +115,8 @@ def test_inductor():
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 9), a=st.integers(0, 4), b=st.integers(1, 4), lead=st.lists(st.integers(0, 3), min_size=1, max_size=3), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(n=st.integers(1, 9), a=st.integers(0, 4), b=st.integers(1, 4), lead=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+       dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_dct_is_scipys(n, a, b, lead, dtype):
     x = torch.randn(*lead, a * n, b * n, dtype=dtype)
     y = layer.DCT(n)(x)
@@ -177,7 +178,8 @@ def test_dropconnect_without_variance(p, bias):
 
 
 def test_masks_stay_and_go():
-    for make, shape in (lambda: layer.Dropout(.5), (40,)), (lambda: layer.Dropout2d(.5), (20, 2, 2)), (lambda: layer.DropConnectLinear(40, 9, invariant=True, bias=False, activation=None), (40,)):
+    kept = lambda: layer.DropConnectLinear(40, 9, invariant=True, bias=False, activation=None)
+    for make, shape in (lambda: layer.Dropout(.5), (40,)), (lambda: layer.Dropout2d(.5), (20, 2, 2)), (kept, (40,)):
         m, x = make(), torch.ones(3, *shape)
         y = m(x)
         assert_close(m(x), y)
