@@ -33,7 +33,7 @@ class Converter(nn.Module):
         momentum: float | None = None,            # `None`: all batches count alike; a number: moving average | `None` 表示各批同等对待；一个数表示滑动平均
         fuse_flag: bool = True,                   # fold batch normalisation | 是否并入批归一化
         rules: Sequence[ActivationRule] | None = None, # what is replaced; `None`: ReLU | 替换什么；`None` 表示 ReLU
-        neuron_factory: NeuronFactory | None = None, # makes neurons; `None`: IF with soft reset | 造神经元；`None` 表示软复位的 IF
+        neuron_factory: NeuronFactory | None = None, # makes neurons; `None`: IF, soft reset, half a threshold to start with | 造神经元；`None` 表示软复位的 IF，从半个阈值起步
         threshold_optimizer: ThresholdOptimizer | None = None, # decides on scales; `None`: as `mode` says | 决定尺度；`None` 表示按 `mode`
         strict: bool = True,                      # refuse what cannot be converted; `False`: warn and leave it | 拒绝无法转换之处；`False` 表示警告并保留
         progress: bool | None = None,             # bar; `None`: in a terminal, if it takes long | 进度条；`None` 表示在终端里且耗时较长时显示
@@ -47,7 +47,7 @@ class Converter(nn.Module):
             if missing or isinstance(r, type): raise InputTypeError(f"{r!r} is not a rule: " + ('give an instance, not the class' if isinstance(r, type) else f'it lacks {missing}'))
         self.dataloader, self.mode, self.momentum, self.fuse_flag, self.strict, self.progress = dataloader, mode, momentum, fuse_flag, strict, progress
         self.rules = [ReLURule()] if rules is None else [*rules]
-        self.neuron_factory = NeuronFactory() if neuron_factory is None else neuron_factory
+        self.neuron_factory = NeuronFactory(v_init=.5) if neuron_factory is None else neuron_factory
         self.threshold_optimizer = ThresholdOptimizer() if threshold_optimizer is None else threshold_optimizer
     @staticmethod
     def _extract_batch_input(data): return batch_inputs(data)[0] # its name in SpikingJelly | 在 SpikingJelly 里的名字
