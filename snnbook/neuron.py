@@ -7,14 +7,15 @@ __all__ = ['BaseNode', 'IFNode', 'LIFNode', 'ParametricLIFNode', 'QIFNode', 'EIF
            'AdaptiveLIFNode', 'CUBALIFNode', 'KLIFNode', 'PSN', 'SlidingPSN']
 
 # %% ../nbs/03_neuron.ipynb #fb461cab
-import inspect, math
+import functools, inspect, math
 from collections.abc import Callable
 from typing import Any
 import torch
 from torch import Tensor, exp, nn
 from . import dynamics
 from .base import InputError, InputTypeError, MemoryModule, MultiStepModule
-from .kernels.torch import multi_step, reset
+from .kernels.dispatch import backends, multi_step
+from .kernels.torch import reset
 from .surrogate import ATan, Rect, Sigmoid
 
 # %% ../nbs/03_neuron.ipynb #a59e4dad
@@ -95,6 +96,7 @@ def single_step_forward(self: BaseNode,
 ) -> Tensor: # spikes, `[N, *]` | 脉冲，`[N, *]`
     "Charge, fire, reset | 充电、发放、复位"
     self.ready(x, *(name for name in self._starts if name != 'v_seq'))
+    vars(self)['_ran'] = 'torch', '' if self.backend == 'torch' else 'one step at a time'
     self.neuronal_charge(x)
     spike = self.neuronal_fire()
     self.neuronal_reset(spike)
@@ -104,17 +106,20 @@ def single_step_forward(self: BaseNode,
 # %% ../nbs/03_neuron.ipynb #b6122f76
 _steps = 'single_step_forward', 'neuronal_charge', 'neuronal_fire', 'neuronal_reset'
 
+@functools.cache
+def _own_step(cls): return next((name for name in _steps if getattr(cls, name) is not getattr(BaseNode, name)), '') # a method that a subclass has changed | 子类改写的方法
+
 @patch
 def multi_step_forward(self: BaseNode,
     x_seq: Tensor, # input, `[T, N, *]` | 输入，`[T, N, *]`
 ) -> Tensor: # spikes, `[T, N, *]` | 脉冲，`[T, N, *]`
     "All steps at once | 一次走完所有步"
-    own = any(getattr(type(self), name) is not getattr(BaseNode, name) for name in _steps)
-    self.v_seq = None
+    own = _own_step(type(self))
+    vars(self).update(v_seq=None, _ran=('torch', f'{type(self).__name__} has a {own} of its own' if own else ''))
     if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not len(x_seq): return MemoryModule.multi_step_forward(self, x_seq)
-    self.ready(x_seq[0], 'v')
-    s_seq, self.v, vs = multi_step(x_seq, self.v, *self.equation(), self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset)
-    if self.store_v_seq: self.v_seq = torch.stack(vs)
+    if isinstance(self.v, Tensor): self.ready(x_seq[0], 'v')
+    s_seq, v, v_seq, ran = multi_step(x_seq, self.v, *self.equation(), self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset, self.backend, self.store_v_seq)
+    vars(self).update(v=v, v_seq=v_seq, _ran=ran); self._fresh.discard('v')
     return s_seq
 
 # %% ../nbs/03_neuron.ipynb #58f2d9bd
@@ -123,12 +128,13 @@ def _show(value): return f'{value:g}' if isinstance(value, float) else str(value
 @patch(as_prop=True)
 def supported_backends(self: BaseNode) -> tuple[str, ...]: # names that `backend` accepts | `backend` 接受的名字
     "The engines that can run this neuron | 能运行该神经元的引擎"
-    return 'auto', 'torch'
+    return ('auto', 'torch') if _own_step(type(self)) else backends
 
 @patch(as_prop=True)
-def backend_used(self: BaseNode) -> str: # name of the engine | 引擎的名字
-    "What runs when this neuron is called | 调用该神经元时实际运行的引擎"
-    return 'torch'
+def backend_used(self: BaseNode) -> str: # its name, and for the loop the reason: `'torch (…)'` | 引擎的名字，循环则附原因：`'torch (…)'`
+    "What ran when this neuron was last called | 上一次调用该神经元时实际运行的引擎"
+    engine, why = vars(self).get('_ran', ('torch', '' if self.backend == 'torch' else 'it has not run yet'))
+    return f'{engine} ({why})' if why else engine
 
 @patch
 def extra_repr(self: BaseNode) -> str: # what `repr` shows | `repr` 显示的内容
