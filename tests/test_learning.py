@@ -59,8 +59,9 @@ def test_conv1d_against_all_pairs(stride, padding, dilation, size, seed):
     assert_close(sum(learner.delta(a, b, m) for a, b in zip(pre, post)), slow(pre, post, m.weight.detach(), window, 'both'))
 
 
-CONVS = [(nn.Conv2d, (3, 4, 3), dict(), (7, 6)), (nn.Conv2d, (4, 6, (2, 3)), dict(stride=2, padding=1, groups=2), (7, 8)), (nn.Conv2d, (2, 2, 3), dict(padding='same', padding_mode='circular'), (6, 5)),
-         (nn.Conv2d, (2, 2, 4), dict(padding='same'), (6, 5)), (nn.Conv2d, (2, 2, 3), dict(padding=(1, 2), padding_mode='reflect', dilation=(1, 2)), (6, 7)),
+CONVS = [(nn.Conv2d, (3, 4, 3), dict(), (7, 6)), (nn.Conv2d, (4, 6, (2, 3)), dict(stride=2, padding=1, groups=2), (7, 8)),
+         (nn.Conv2d, (2, 2, 3), dict(padding='same', padding_mode='circular'), (6, 5)), (nn.Conv2d, (2, 2, 4), dict(padding='same'), (6, 5)),
+         (nn.Conv2d, (2, 2, 3), dict(padding=(1, 2), padding_mode='reflect', dilation=(1, 2)), (6, 7)),
          (layer.Conv3d, (2, 3, 2), dict(stride=(1, 2, 1), padding=1), (3, 4, 5)), (nn.Conv1d, (2, 3, 3), dict(padding='valid'), (6,))]
 
 
