@@ -108,7 +108,7 @@ def test_both_step_modes_and_recorded_traces():
 def net(mode='s'):
     torch.manual_seed(0)
     m = nn.Sequential(layer.Conv2d(2, 3, 3, padding=1, bias=False), IFNode(), layer.Conv2d(3, 4, 3, bias=False), IFNode()).double()
-    nn.init.uniform_(m[0].weight, 0, .5); nn.init.uniform_(m[2].weight, 0, .3)
+    nn.init.uniform_(m[0].weight, 0, .3); nn.init.uniform_(m[2].weight, 0, .2)
     functional.set_step_mode(m, mode)
     return m
 
@@ -116,6 +116,7 @@ def net(mode='s'):
 def watch(m, mode='s', **kw): return learning.STDPLearner(mode, m[2], m[3], TAU_PRE, TAU_POST, f_pre, f_post, **kw)
 
 
+torch.manual_seed(0)
 X = spikes(5, 3, 2, 6, 6)
 
 
