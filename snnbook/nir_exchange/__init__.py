@@ -11,3 +11,4 @@ from .read import *
 from .graph import *
 from .reference import *
 from .from_nir import *
+from .to_nir import *

@@ -43,7 +43,8 @@ class Cell(MemoryModule):
         self.by_step = node.type in ('I', 'IF') and per_step(node, c)
         self.fires = 'v_threshold' in node.params
         if self.fires: self.surrogate_function = Sigmoid() if surrogate_function is None else surrogate_function
-        for name in self.names: self.register_memory(name, 0.)
+        hint = node.metadata.get('snnbook.v', 0.) if c.start == 'zero' else 0.
+        for name in self.names: self.register_memory(name, torch.tensor(hint, dtype=dtype) if name == 'v' and getattr(hint, 'shape', ()) else float(hint) if name == 'v' else 0.)
     @property
     def names(self) -> tuple[str, ...]: # `('v',)` or `('i', 'v')` | `('v',)` 或 `('i', 'v')`，即膜电位与电流
         "The memories | 各个记忆"
@@ -452,7 +453,7 @@ def _at_rest(self: NIRModule, like, n): # value of each node while nothing happe
     known, shape = {}, self._settings['shapes']
     def rest(k):
         if k in known: return known[k]
-        node, m, zeros = self.plan.nodes[k], getattr(self, self.names[k]) if k in self.names else None, lambda s: like.new_zeros(n, *s)
+        m, zeros = getattr(self, self.names[k]) if k in self.names else None, lambda s: like.new_zeros(n, *s)
         if isinstance(m, Cell):
             known[k] = zeros(shape[k][1])
             if not m.fires and m.c.start == 'leak' and hasattr(m, 'v_leak'): known[k] = known[k] + m.v_leak
@@ -530,6 +531,7 @@ def __call__(self: NIRModule,
     **kwargs: Any, # `state`, or inputs by name | `state`，或按名字的输入
 ) -> Any: # `(output, state)`, or the output alone | `(output, state)`，或只有输出
     "Run a step or a sequence | 走一步或走完一个序列"
+    if any(isinstance(a, fx.Proxy) for a in args): return nn.Module.__call__(self, *args) # being traced | 正在被追踪
     return _run(self, args, kwargs)
 
 # %% ../../nbs/nir_exchange/04_import.ipynb #5639767f

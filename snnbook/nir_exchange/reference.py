@@ -67,7 +67,7 @@ def stateless(
     fire: str = '>', # for `Threshold` | 用于 `Threshold`
 ) -> Any: # output, `[N, *]` | 输出，`[N, *]`
     "What a node without memory makes of its input | 没有记忆的节点对输入做什么"
-    np, p = need('numpy'), node.params
+    p = node.params
     if node.type in ('Linear', 'Affine'): return (p['weight'] @ x[..., None])[..., 0] + p.get('bias', 0)
     if node.type == 'Scale': return p['scale'] * x
     if node.type == 'Threshold': return 1. * (x > p['threshold'] if fire == '>' else x >= p['threshold'])
@@ -87,6 +87,7 @@ def _delay_steps(node, c): return need('numpy').rint(node.params['delay'].astype
 def _start(node, c, shape): # the memories of a node before the first step | 第一步之前节点的记忆
     np, p = need('numpy'), node.params
     if node.type == 'Delay': return dict(past=[])
+    if c.start == 'zero' and 'snnbook.v' in node.metadata: return dict(v=np.zeros(shape) + node.metadata['snnbook.v'], i=np.zeros(shape)) # a hint | 一条建议
     v = p['v_leak'] if c.start == 'leak' and 'v_leak' in p else p['v_reset'] if c.start == 'reset' and 'v_reset' in p else 0.
     return dict(v=np.zeros(shape) + v, i=np.zeros(shape))
 
@@ -125,7 +126,7 @@ def simulate(
     np, g, p = need('numpy'), load(graph), plan(graph)
     cs = {k: of_node(n, g, peer, **given) for k, n in p.nodes.items()}
     double = lambda v: v.astype(float) if hasattr(v, 'dtype') else v
-    p.nodes = {k: Node(n.type, {name: double(v) for name, v in n.params.items()}) for k, n in p.nodes.items()}
+    p.nodes = {k: Node(n.type, {name: double(v) for name, v in n.params.items()}, n.metadata) for k, n in p.nodes.items()}
     x = {k: np.asarray(v, float) for k, v in (x if isinstance(x, dict) else {p.inputs[0]: x}).items()}
     if set(x) != set(p.inputs): raise NIRError(f"the graph has the inputs {p.inputs}, but values are given for {sorted(x)}")
     T, N = next(iter(x.values())).shape[:2]
