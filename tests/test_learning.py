@@ -180,3 +180,12 @@ def test_like_spikingjelly():
     for x in X:
         m(x.double())
         assert_close(ours.step(on_grad=False), theirs.step(on_grad=False))
+
+
+def test_mean_is_over_samples_and_not_over_places():
+    torch.manual_seed(0)
+    m, pre, post = nn.Linear(3, 2).double(), spikes(4, 5, 3), spikes(4, 5, 2)             # [N, places, C]
+    total, mean = (layer.STDPLearner(TAU_PRE, TAU_POST, f_pre, f_post, reduction=r).delta(pre, post, m) for r in ('sum', 'mean'))
+    assert_close(mean, total / 4)
+    assert_close(layer.STDPLearner(TAU_PRE, TAU_POST, f_pre, f_post, reduction='mean').delta(pre[0, 0], post[0, 0], m),
+                 layer.STDPLearner(TAU_PRE, TAU_POST, f_pre, f_post).delta(pre[0, 0], post[0, 0], m))

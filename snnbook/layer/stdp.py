@@ -62,7 +62,7 @@ def stdp_step(
     delta = f_post(w) * ltp - f_pre(w) * ltd
     return trace_pre, trace_post, delta / _samples(module, s_pre) if reduction == 'mean' else delta
 
-def _samples(module, s): return max(1, s.shape[:-1].numel() if isinstance(module, nn.Linear) else len(s) if s.dim() > len(module.kernel_size) + 1 else 1)
+def _samples(module, s): return max(1, len(s)) if s.dim() > (1 if isinstance(module, nn.Linear) else len(module.kernel_size) + 1) else 1
 
 # %% ../../nbs/layer/09_stdp.ipynb #54c26759
 def _choice(who, name, value, options):
