@@ -6,7 +6,7 @@
 __all__ = ['TYPES', 'NEURONS', 'STATEFUL', 'Node', 'Graph', 'load', 'to_nir', 'save']
 
 # %% ../../nbs/nir_exchange/01_read.ipynb #431a6c6d
-import dataclasses, os, warnings
+import mmap, os, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,10 +180,27 @@ def _look(path): # a file that cannot be HDF5, in words | 用文字说明一个�
            'text' if all(31 < b < 127 or b in b'\r\n\t' for b in head) else 'no HDF5, or damaged at its start'
     raise NIRError(f"{path} is {what}: a NIR file is HDF5, written by nir.write or export_to_nir")
 
+# %% ../../nbs/nir_exchange/01_read.ipynb #b9f2b5a7
+def _heaps(data, name): # words lie in heaps; a damaged one makes HDF5 walk in circles | 文字存放在堆里；堆若损坏，HDF5 会原地打转
+    mark = b'GCOL\1\0\0\0'
+    at = data.find(mark)
+    while at >= 0:
+        end, pos = at + int.from_bytes(data[at + 8:at + 16], 'little'), at + 16
+        while pos + 16 <= min(end, len(data)):
+            index, size = int.from_bytes(data[pos:pos + 2], 'little'), int.from_bytes(data[pos + 8:pos + 16], 'little')
+            step = size if index == 0 else 16 + (size + 7) // 8 * 8
+            if step < 16 or pos + step > end: raise NIRError(f"{name} is damaged: the words in it cannot be found (byte {pos:,})")
+            pos += step
+        at = data.find(mark, at + 8)
+
 def _open(source, max_bytes):
     h5py, name = need('h5py'), str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
-    if isinstance(source, (str, os.PathLike)): _look(Path(source)); size = Path(source).stat().st_size
-    else: source.seek(0, 2); size = source.tell(); source.seek(0)
+    if isinstance(source, (str, os.PathLike)):
+        _look(Path(source)); size = Path(source).stat().st_size
+        with open(source, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data: _heaps(data, name)
+    else:
+        source.seek(0); data = source.read(); size = len(data); source.seek(0)
+        _heaps(data, name)
     with h5py.File(source, 'r') as h5:
         top = h5['node'] if 'node' in h5 else h5 if 'type' in h5 else None
         if not isinstance(top, h5py.Group): raise NIRError(f"{name} is HDF5, but no NIR: it has no group /node; it has {', '.join(sorted(h5)[:8]) or 'nothing'}")
