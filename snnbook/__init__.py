@@ -9,11 +9,14 @@ __all__ = []
 # %% ../nbs/22_init.ipynb #9a44745f
 import importlib.util, pkgutil
 
-# %% ../nbs/22_init.ipynb #295da2ae
+# %% ../nbs/22_init.ipynb #eae5f2f7
+_at_the_door = {'tune': 'kernels.memory'} # functions, with the room they live in | 放在门口的函数，以及它们所在的房间
+
 def __getattr__(name): # called for a name that is not there yet | 访问还不存在的名字时调用
     full = f'{__name__}.{name}'
+    if name in _at_the_door: return getattr(importlib.import_module(f'{__name__}.{_at_the_door[name]}'), name)
     if not name.startswith('_') and importlib.util.find_spec(full): return importlib.import_module(full)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 def __dir__(): # for completion in an editor | 供编辑器补全
-    return sorted([*globals(), *(m.name for m in pkgutil.iter_modules(__path__) if m.name[0] != '_')])
+    return sorted([*globals(), *_at_the_door, *(m.name for m in pkgutil.iter_modules(__path__) if m.name[0] != '_')])

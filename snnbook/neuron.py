@@ -7,7 +7,7 @@ __all__ = ['BaseNode', 'IFNode', 'LIFNode', 'ParametricLIFNode', 'QIFNode', 'EIF
            'AdaptiveLIFNode', 'CUBALIFNode', 'KLIFNode', 'PSN', 'SlidingPSN']
 
 # %% ../nbs/03_neuron.ipynb #fb461cab
-import functools, inspect, math
+import inspect, math
 from collections.abc import Callable
 from typing import Any
 import torch
@@ -106,7 +106,6 @@ def single_step_forward(self: BaseNode,
 # %% ../nbs/03_neuron.ipynb #b6122f76
 _steps = 'single_step_forward', 'neuronal_charge', 'neuronal_fire', 'neuronal_reset'
 
-@functools.cache
 def _own_step(cls): return next((name for name in _steps if getattr(cls, name) is not getattr(BaseNode, name)), '') # a method that a subclass has changed | 子类改写的方法
 
 @patch

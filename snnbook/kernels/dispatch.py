@@ -125,7 +125,9 @@ def _gradient(ctx, grads):
 _steps.register_autograd(_gradient, setup_context=_keep)
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #7f0ee1bd
-@torch.compiler.assume_constant_result
+def _constant(fn): fn._dynamo_marked_constant = True; return fn # torch.compiler.assume_constant_result without importing the compiler | 即 torch.compiler.assume_constant_result，但不导入编译器
+
+@_constant
 def _names(charge, kind): # how the operator knows them, or None | 算子所认的名字，或 None
     if _unfit(charge, kind): return None
     names = _name_of(charge), _name_of(kind)

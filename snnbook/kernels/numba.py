@@ -249,7 +249,7 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget)
 def _launch(kernel, args, N, work):
     global _pool
     n = torch.get_num_threads() if work >= 1_000_000 else 1
-    if n == 1: return kernel(*args, 0, N)
+    if n == 1: return kernel(*args, 0, N) if N else None
     with _lock:
         if _pool is None or _pool._max_workers < n - 1: _pool = ThreadPoolExecutor(n - 1, 'snnbook')
         cut = [N * k // n // 16 * 16 for k in range(n)] + [N]
