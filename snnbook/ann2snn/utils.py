@@ -6,7 +6,7 @@
 __all__ = ['batch_inputs', 'Progress', 'DownloadError', 'download_url']
 
 # %% ../../nbs/ann2snn/05_utils.ipynb #4f103922
-import hashlib, http.client, os, re, shutil, urllib.error, urllib.request
+import hashlib, http.client, os, re, urllib.error, urllib.parse, urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,23 @@ def _request(url, have, tag, timeout): # an open response, or the HTTPError of a
     headers = {'User-Agent': 'snnbook', 'Accept-Encoding': 'identity'}
     if have: headers['Range'] = f'bytes={have}-'
     if have and tag: headers['If-Range'] = tag
-    try: return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    url = urllib.parse.quote(str(url), safe="%/:=&?~#+!$,;'@()*[]")          # spaces and letters beyond ASCII | 空格与 ASCII 之外的字符
+    try: response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as e:
         if e.code == 416 and have: return e
         raise DownloadError(f"{url}: the server answers {e.code} {e.reason}; nothing was saved") from e
     except (OSError, http.client.HTTPException) as e: raise DownloadError(f"{url}: {getattr(e, 'reason', None) or e}; call again to resume") from e
+    why = (f"{response.status} {response.reason}, which has no file in it" if response.status not in (200, 206) else
+           f"with a {coding} body, which was not asked for" if (coding := response.headers.get('Content-Encoding', 'identity').lower()) != 'identity' else
+           "with a part, though all was asked for" if response.status == 206 and not have and _range(response)[0] != 0 else '')
+    if why: response.close(); raise DownloadError(f"{url}: the server answers {why}; nothing was saved")
+    return response
+
+def _range(response): # first byte and total of a partial answer, as far as it says so | 部分响应的首字节与总长，若有说明
+    m = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', response.headers.get('Content-Range', '').strip())
+    return (int(m[1]) if m and m[1] else None), (int(m[2]) if m and m[2] != '*' else None)
+
+def _length(response): n = response.headers.get('Content-Length', ''); return int(n) if n.isdecimal() else None
 
 def _sha256(path):
     h = hashlib.sha256()
@@ -92,10 +104,6 @@ def _sha256(path):
 def _size(path): return path.stat().st_size if path.exists() else 0
 
 # %% ../../nbs/ann2snn/05_utils.ipynb #e4f1a363
-def _range(response): # first byte and total of a partial answer, as far as it says so | 部分响应的首字节与总长，若有说明
-    m = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', response.headers.get('Content-Range', '').strip())
-    return (int(m[1]) if m and m[1] else None), (int(m[2]) if m and m[2] != '*' else None)
-
 def _receive(response, part, have, total, progress, url): # write what comes behind what is there | 把收到的写在已有内容之后
     with response, open(part, 'ab' if have else 'wb') as f, Progress(progress, total=total, initial=have, unit='B', unit_scale=True) as bar:
         try:
@@ -119,17 +127,16 @@ def download_url(
     part, tagfile = Path(f'{dst}.part'), Path(f'{dst}.part.tag')
     if dst.exists() and sha256 and _sha256(dst) == sha256.lower(): return _size(dst)
     dst.parent.mkdir(parents=True, exist_ok=True)
-    old = dst.exists() and not part.exists() # is it complete? ask for what comes after it | 它完整吗？请求它之后的内容
+    old = dst.exists() and not part.exists() # is it still complete? ask for what comes after it | 它仍然完整吗？请求它之后的内容
     have, tag = _size(dst if old else part), tagfile.read_text() if tagfile.exists() and not old else None
     response = _request(url, have, tag, timeout)
     first, total = _range(response)
-    if response.status == 416 or have and response.status == 206 and first != have: # nothing after it, or not what was asked for | 后面没有了，或不是所请求的
+    if response.status == 416 or have and response.status == 206 and (old or first != have): # nothing after it, or not what was asked for | 后面没有了，或不是所请求的
         response.close()
-        if response.status != 416 or total != have or old and sha256: response, have = _request(url, 0, None, timeout), 0
-    if response.status == 200: have, total = 0, int(n) if (n := response.headers.get('Content-Length')) else None
+        if response.status != 416 or total != have or old and sha256: response, have, old = _request(url, 0, None, timeout), 0, False
+    if response.status == 200: have, total = 0, _length(response)
     if old and (response.status == 416 or response.status == 200 and total == _size(dst) and not sha256): response.close(); return _size(dst)
     if response.status != 416:
-        if old and have: shutil.copyfile(dst, part)
         if tag := response.headers.get('ETag') or response.headers.get('Last-Modified'): tagfile.write_text(tag)
         elif not have: tagfile.unlink(missing_ok=True)
         _receive(response, part, have, total, progress, url)
