@@ -71,6 +71,7 @@ def remove_hooks(self: BaseMonitor):
     "Take the monitor off the network; the records stay | 从网络上取下监视器；记录保留"
     for hook in self.hooks: hook.remove()
     self.hooks.clear()
+BaseMonitor.close = BaseMonitor.remove_hooks # its newer name | 它较新的名字
 
 @patch
 def __enter__(self: BaseMonitor): return self

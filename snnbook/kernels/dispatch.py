@@ -21,7 +21,7 @@ from ..surrogate import SurrogateFunction
 def _unfit(charge, kind): # why no kernel can be made of these, or '' | 为什么做不成内核，或 ''
     if charge not in dynamics.slopes: return f"dynamics.slopes has no entry for {getattr(charge, '__name__', charge)}"
     if not issubclass(kind, SurrogateFunction): return f"the surrogate {kind.__name__} is not a SurrogateFunction"
-    if kind.forward is not SurrogateFunction.forward or kind.spiking_function.__func__ is not SurrogateFunction.spiking_function.__func__:
+    if kind.forward is not SurrogateFunction.forward or getattr(kind.spiking_function, '__func__', None) is not SurrogateFunction.spiking_function.__func__:
         return f"{kind.__name__} has a forward of its own"
     try: fingerprint(charge, dynamics.slopes[charge], kind.gradient)
     except NotCompilable as e: return str(e)

@@ -32,6 +32,7 @@ def _fits(axes, mode, dims): # can an input of so many axes be meant? | 有这�
 # %% ../../nbs/layer/01_stateless.ipynb #6ae6df43
 def _constructor(parent): # PyTorch's arguments, then `step_mode` | PyTorch 的参数，再加 `step_mode`
     def __init__(self, *args, step_mode='s', **kwargs):
+        if args and isinstance(args[-1], str) and args[-1] in ('s', 'm'): *args, step_mode = args # it may come last, without its name | 可以不写名字放在最后
         parent.__init__(self, *args, **kwargs)
         self.step_mode = step_mode
     sig = inspect.signature(parent.__init__)
