@@ -53,7 +53,7 @@ def line(*nodes, shape):
 def run(g, x, want, tmp_path, **kw):
     "From memory and from a file, in both step modes and precisions; several calls; state by hand"
     path = tmp_path / 'g.nir'
-    nx.save(nx.to_nir(nx.complete(g), type_check=False), path)
+    nx.save(nx.as_nir(nx.complete(g), type_check=False), path)
     as_tensor = lambda x, dt: {k: torch.tensor(v, dtype=dt) for k, v in x.items()} if isinstance(x, dict) else torch.tensor(x, dtype=dt)
     pick = lambda x, t: {k: v[t] for k, v in x.items()} if isinstance(x, dict) else x[t]
     stack = lambda ys: {k: torch.stack([y[k] for y in ys]) for k in ys[0]} if isinstance(ys[0], dict) else torch.stack(ys)

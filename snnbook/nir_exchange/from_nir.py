@@ -10,6 +10,7 @@ import copy, keyword, math, operator, re, warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from .. import layer
 from ..base import MemoryModule, StepModule
@@ -88,7 +89,8 @@ def constants(self: Cell) -> dict[str, Any]: # by name, tensors like the paramet
     if torch.compiler.is_compiling() or torch.is_grad_enabled() and any(p.requires_grad for p in params): return self._constants()
     key = [(p.data_ptr(), p._version, p.dtype, p.device) if not p.is_inference() else (id(p), p.dtype, p.device) for p in params]
     if self._cache is None or self._cache[0] != key:
-        with torch.no_grad(): self._cache = key, self._constants()
+        alike = lambda v: isinstance(v, Tensor) and v.is_floating_point() and v.numel() and bool((v == v.flatten()[0]).all())
+        with torch.no_grad(): self._cache = key, {n: v.flatten()[0].item() if alike(v) else v for n, v in self._constants().items()} # numbers are faster | 数字更快
     return self._cache[1]
 
 # %% ../../nbs/nir_exchange/04_import.ipynb #49a52ba1
@@ -110,12 +112,12 @@ def advance(self: Cell,
     y = v
     if self.fires:
         thr, back, strict = k['thr'], k['back'], self.c.fire == '>'
-        if torch.is_grad_enabled() and (v.requires_grad or thr.requires_grad):
+        if torch.is_grad_enabled() and (v.requires_grad or getattr(thr, 'requires_grad', False)):
             y = 1 - self.surrogate_function(thr - v) if strict else self.surrogate_function(v - thr)
             v = reset(v, y, thr, back)
         else:
             s = v > thr if strict else v >= thr
-            y, v = s.to(v.dtype), where(s, v - thr if back is None else back, v)
+            y, v = s.to(v.dtype), v.masked_fill_(s, back) if isinstance(back, float) else where(s, v - thr if back is None else back, v)
     return ((i, v) if 'syn_keep' in k else (v,)), y
 
 # %% ../../nbs/nir_exchange/04_import.ipynb #805a11f2
@@ -289,10 +291,11 @@ class Loop(MemoryModule):
         "Walk the steps | 逐步走完"
         cells = [isinstance(m, Cell) for m in modules]
         ks, states = [m.constants() if c else None for m, c in zip(modules, cells)], [None] * len(modules)
+        calls = [(lambda x, m=m: F.linear(x, m.weight, m.bias)) if type(m) is layer.Linear and not m._forward_hooks and not m._forward_pre_hooks else m for m in modules]
         seq, back, found = self.step_mode == 'm', self.back, [[] for _ in self.outs]
         for x in zip(*(e.unbind(0) for e in ext)) if seq else [ext]:
             now = []
-            for j, m in enumerate(modules):
+            for j, m in enumerate(calls):
                 total = None
                 for kind, i in self.steps[j]:
                     value = x[i] if kind == 'ext' else now[i] if kind == 'now' else back[i]

@@ -52,16 +52,16 @@ class Conventions:
 
 # %% ../../nbs/nir_exchange/00_time.ipynb #6946aee7
 PEERS = {
-    'norse':        dict(if_rule='step', feedback='zero', start='leak'),
-    'snntorch':     dict(if_rule='step'),
+    'norse':        dict(feedback='zero', start='leak'),
+    'snntorch':     dict(),
     'spikingjelly': dict(if_rule='ode', feedback='zero', start='reset', fire='>='),
     'nirtorch':     dict(feedback='zero'),
-    'sinabs':       dict(method='mixed', reset='subtract', if_rule='step', fire='>='),
+    'sinabs':       dict(method='mixed', reset='subtract', fire='>='),
     'rockpool':     dict(method='mixed', reset='subtract'),
     'nengo':        dict(method='exact', if_rule='ode'),
     'lava':         dict(),
     'spinnaker2':   dict(),
-    'spyx':         dict(if_rule='step'),
+    'spyx':         dict(),
 }
 
 # %% ../../nbs/nir_exchange/00_time.ipynb #df6ff135

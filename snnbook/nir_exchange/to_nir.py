@@ -18,7 +18,7 @@ from ..ann2snn.modules import VoltageScaler
 from ..base import MemoryModule, need
 from ..functional import reset_net
 from .time import NIRError, NIRWarning
-from .read import Graph, Node, save, to_nir
+from .read import Graph, Node, as_nir, save
 from .graph import _pair, _through, check, complete
 from .from_nir import BlockLinear, Cell, DelayCell, NIRModule, Scale, Threshold, import_from_nir
 
@@ -437,6 +437,6 @@ def export_to_nir(
         text = f"other readers than snnbook will not get the same spikes: {'; '.join(lossy)}"
         if strict: raise NIRError(text)
         warnings.warn(text, NIRWarning, stacklevel=2)
-    out = to_nir(complete(g))
+    out = as_nir(complete(g))
     if save_path is not None: save(out, save_path)
     return out
