@@ -12,3 +12,4 @@ from .graph import *
 from .reference import *
 from .from_nir import *
 from .to_nir import *
+from .tools import *
