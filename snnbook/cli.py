@@ -13,6 +13,7 @@ from .base import SnnError
 COMMANDS = {
     'demo': ('snnbook.demo', "train a small network, convert it to spikes, and report | 训练一个小网络，转换成脉冲网络，并给出报告"),
     'book': ('snnbook.book.command', "build, run and check the book | 生成、运行并检查本书"),
+    'nir': ('snnbook.nir_exchange.tools', "look at a NIR file: check, describe, diff | 查看 NIR 文件：检查、描述、比较"),
 }
 
 # %% ../nbs/20_cli.ipynb #6c91cd20
