@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, exp, nn
 from . import dynamics, surrogate
-from .base import InputError, InputTypeError, MemoryModule, MultiStepModule
+from .base import InputError, InputTypeError, MemoryModule, MultiStepModule, _fits, where_is
 from .kernels.dispatch import backends, multi_step
 from .kernels.torch import reset
 from .surrogate import ATan, Rect, Sigmoid
@@ -25,9 +25,10 @@ _constants = dict(v_threshold='> -∞', v_reset='finite', v_rest='finite', tau='
                   v_c='finite', theta_rh='finite', a='finite', b='finite', beta='finite', c_decay='from 0 to 1', v_decay='from 0 to 1')
 
 def _checked(owner, name, value): # a number as a float, a tensor as it is, anything else refused | 数转为浮点，张量保持原样，其余拒绝
-    if isinstance(value, bool) or not isinstance(value, Tensor) and not hasattr(value, '__float__'):
-        raise InputTypeError(f"{owner}: {name} must be a number, a tensor or an nn.Parameter, not {type(value).__name__}")
-    if not isinstance(value, Tensor): value = float(value)
+    try:
+        if isinstance(value, (bool, str, bytes)): raise TypeError
+        if not isinstance(value, Tensor): value = float(value)
+    except TypeError: raise InputTypeError(f"{owner}: {name} must be a number, a tensor or an nn.Parameter, not {type(value).__name__}") from None
     limit = _constants.get(name, 'finite')
     ok = _limits[limit](value.detach() if isinstance(value, Tensor) else value)
     if not (ok.all() if isinstance(ok, Tensor) else ok): raise InputError(f"{owner}: {name} must be {limit}, not {value}")
@@ -56,19 +57,27 @@ class BaseNode(MemoryModule):
         self.register_memory('v', self._rest.detach() if isinstance(self._rest, Tensor) else self._rest)
         self.register_memory('v_seq', None)
     def __setattr__(self, name, value):
-        if name in _constants and value is not None:
+        constant = name in _constants and not (name == 'v_reset' and value is None)
+        if constant:
             value = _checked(type(self).__name__, name, value)
         if name in ('v_threshold', 'v_reset'): # infinity cannot be subtracted | 无穷大无法相减
             now = {'v_threshold': getattr(self, 'v_threshold', 0.), 'v_reset': getattr(self, 'v_reset', 0.), name: value}
             if now['v_reset'] is None and (torch.as_tensor(now['v_threshold']) == math.inf).any():
                 raise InputError(f"{type(self).__name__}: a soft reset (v_reset=None) subtracts the threshold, which then must be finite. Give a v_reset")
-        if name in _constants and value is not None:
+        if constant:
             if not isinstance(value, nn.Parameter):
                 for place in self.__dict__, self._parameters, self._buffers: place.pop(name, None)
                 if isinstance(value, Tensor): return self.register_buffer(name, value)
         super().__setattr__(name, value)
     @property
     def _rest(self): return 0. if self.v_reset is None else self.v_reset # where LIF leaks to | LIF 泄漏的去处
+
+# %% ../nbs/03_neuron.ipynb #cbca944b
+def _check_constants(node, x): # no constant may be wider than `x`, `[N, *]` | 任何常数都不得比 `x`（`[N, *]`）更宽
+    for name, c in (*node._parameters.items(), *node._buffers.items()):
+        if c is None or name not in _constants and name != 'w' or _fits(c.shape, x.shape): continue
+        raise InputError(f"{where_is(node)}: its {name} has shape {tuple(c.shape)}, but a step of the input has shape {tuple(x.shape)}. "
+                         "Give one number for all, or a tensor that fits the last axes of the input, with one value a neuron")
 
 # %% ../nbs/03_neuron.ipynb #e8dbf1f1
 from fastcore.basics import patch
@@ -105,6 +114,7 @@ def single_step_forward(self: BaseNode,
     x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
 ) -> Tensor: # spikes, `[N, *]` | 脉冲，`[N, *]`
     "Charge, fire, reset | 充电、发放、复位"
+    _check_constants(self, x)
     self.ready(x, *(name for name in self._starts if name != 'v_seq'))
     vars(self)['_ran'] = 'torch', '' if self.backend == 'torch' else 'one step at a time'
     self.neuronal_charge(x)
@@ -126,6 +136,7 @@ def multi_step_forward(self: BaseNode,
     own = _own_step(type(self))
     vars(self).update(v_seq=None, _ran=('torch', f'{type(self).__name__} has a {own} of its own' if own else ''))
     if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not len(x_seq): return MemoryModule.multi_step_forward(self, x_seq)
+    _check_constants(self, x_seq[0])
     if isinstance(self.v, Tensor): self.ready(x_seq[0], 'v')
     s_seq, v, v_seq, ran = multi_step(x_seq, self.v, *self.equation(), self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset, self.backend, self.store_v_seq)
     vars(self).update(v=v, v_seq=v_seq, _ran=ran); self._fresh.discard('v')
