@@ -6,7 +6,7 @@
 __all__ = ['engines', 'backends', 'choose', 'multi_step']
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #bb62fc21
-import functools, importlib, importlib.util
+import functools, importlib, importlib.util, os
 from collections.abc import Callable
 import torch
 from torch import Tensor
@@ -42,11 +42,11 @@ def _unfit_now(x_seq, v, constants, surrogate): # why this call is not for a ker
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #a2a78a1f
 engines = {'cpu': 'numba', 'cuda': 'triton'} # the kernel for each kind of device | 各种设备所用的内核
-backends = 'auto', 'torch', 'numba', 'triton', 'numba_cuda'
+backends = 'auto', 'torch', 'numba', 'triton'
 _broken = {} # kernels that failed to compile, with the reason | 编译失败的内核及原因
 
 @functools.cache
-def _installed(name): return importlib.util.find_spec(name.partition('_')[0]) is not None
+def _installed(name): return importlib.util.find_spec(name) is not None
 
 def choose(
     backend: str,       # `'auto'` or the name of an engine | `'auto'` 或引擎的名字
@@ -60,8 +60,9 @@ def choose(
     if backend == 'torch': return 'torch', ''
     engine = engines.get(x_seq.device.type, 'torch') if backend == 'auto' else backend
     if engine == 'torch': return 'torch', f"no kernel for device {x_seq.device.type!r}"
-    why = '' if _installed(engine) else f"{engine.partition('_')[0]} is not installed"
-    why = why or ('' if x_seq.device.type == ('cpu' if engine == 'numba' else 'cuda') else f"{engine} does not run on {x_seq.device.type!r}")
+    why = '' if _installed(engine) else f"{engine} is not installed"
+    homes = ('cpu',) if engine == 'numba' else ('cuda', 'cpu') if os.environ.get('TRITON_INTERPRET') == '1' else ('cuda',)
+    why = why or ('' if x_seq.device.type in homes else f"{engine} does not run on {x_seq.device.type!r}")
     why = why or _unfit(charge, type(surrogate)) or _broken.get((engine, charge, type(surrogate))) or _unfit_now(x_seq, v, constants, surrogate)
     if why and backend != 'auto': raise InputError(f"backend {backend!r} cannot run this neuron: {why}. Use 'auto' or 'torch'")
     return ('torch', why) if why else (engine, '')
