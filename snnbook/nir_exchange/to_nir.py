@@ -152,7 +152,7 @@ def _linear(w, m, name, s):
 @rule(VoltageScaler)
 def _scaler(w, m, name, s): return w.add(name, Node('Scale', dict(scale=_np(m.scale, s.shape))), s)
 
-@rule(nn.Identity, nn.modules.dropout._DropoutNd)
+@rule(nn.Identity, nn.modules.dropout._DropoutNd, layer.Dropout, layer.PrintShapeModule)
 def _nothing(w, m, name, s): return s
 
 @rule(nn.Flatten)
@@ -192,6 +192,36 @@ def _conv(w, m, name, s):
     if d == 2: weight, padding = _square(weight, padding, m.dilation)
     bias = np.zeros(weight.shape[0], weight.dtype) if m.bias is None else _np(m.bias)
     return w.add(name, Node(f'Conv{d}d', dict(input_shape=s.shape[1:], weight=weight, stride=m.stride, padding=padding, dilation=m.dilation, groups=(1,), bias=bias)), s)
+
+# %% ../../nbs/nir_exchange/05_export.ipynb #83574a8e
+def _around(w, m, name, x, shape, node): # the module inside, with a node that leads its output back | 内部的模块，加上把输出送回的节点
+    back, lead = w.name(f'{name}_back'), w.lead
+    w.nodes[back], w.lead = None, 1
+    y = _open(w, m.sub_module, f'{name}_sub_module', Signal([*x.names, back], shape))
+    w.lead = lead
+    del w.nodes[back]
+    w.add(back, node(y.shape), y)
+    return y
+
+@rule(layer.LinearRecurrentContainer)
+def _linear_recurrent(w, m, name, s):
+    weight, n, lead = _np(m.rc.weight), m.in_features, s.shape[:-1]
+    p = dict(weight=_np(weight[:, :n], (*lead, n, n)))
+    if m.rc.bias is not None: p['bias'] = _np(m.rc.bias, (*lead, n))
+    x = w.add(f'{name}_in', Node('Affine' if 'bias' in p else 'Linear', p), s)
+    return _around(w, m, name, x, x.shape, lambda shape: Node('Linear', dict(weight=_np(weight[:, n:], (*lead, n, weight.shape[1] - n)))))
+
+@rule(layer.ElementWiseRecurrentContainer)
+def _element_recurrent(w, m, name, s):
+    a, b = torch.tensor([.3, -1.2, 2.]), torch.tensor([1.7, .4, -.9])
+    if not torch.equal(torch.as_tensor(m.element_wise_function(a, b)), a + b): raise NIRError("NIR feeds back by adding only: element_wise_function must be operator.add")
+    return _around(w, m, name, s, s.shape, lambda shape: Node('Scale', dict(scale=_np(1., shape))))
+
+@rule(layer.SynapseFilter)
+def _synapse(w, m, name, s):
+    if not m.linear: raise NIRError("its classic rule skips the decay at a spike, which no equation of NIR does: use SynapseFilter(..., linear=True)")
+    tau = _np(m.tau, s.shape)
+    return w.add(name, Node('LI', dict(tau=_seconds(tau, w.dt), r=tau, v_leak=0 * tau)), s)
 
 # %% ../../nbs/nir_exchange/05_export.ipynb #911d0d50
 def _two(v): return (v, v) if isinstance(v, int) else tuple(v)
