@@ -149,13 +149,15 @@ def as_text(
 _words = dict(
     title="From a trained network to spikes | 从训练好的网络到脉冲",
     data="Data: 1797 images of handwritten digits, 8×8 pixels, from scikit-learn; 1078 to train, 719 to test. | 数据：scikit-learn 自带的 1797 幅 8×8 手写数字图像，1078 幅用于训练，719 幅用于测试。",
-    ann="Accuracy of the network before conversion | 转换之前网络的准确率",
+    ann="Accuracy of the network before conversion:  | 转换之前网络的准确率：",
     table="Accuracy in percent, and normalised mean square error of the output, by threshold mode and number of time steps T | 各阈值模式、各时间步数 T 下的准确率（百分比）与输出的归一化均方误差",
     curves="The same as curves; dashed: the network before conversion | 同样的数据画成曲线；虚线为转换之前的网络",
     raster="One image: spikes of both layers over time, and the running scores of the ten digits | 一幅图像：两层随时间的脉冲，以及十个数字的得分",
-    net="The converted network | 转换后的网络", left="Pictures and report are in | 图片与报告所在的文件夹：", seed="seed | 随机种子")
+    net="The converted network | 转换后的网络", left="Pictures and report are in  | 图片与报告所在的文件夹：", seed=" (seed {}) | （随机种子 {}）", colon=": | ：",
+    modes="Each mode sets every layer's threshold: to the largest activation (max), to the value that 99.9 % of the activations stay below (99.9%), or to half of the largest (0.5). | "
+          "每种模式以自己的方式确定各层的阈值：取最大的激活值（max），取 99.9% 的激活值都不超过的值（99.9%），或取最大值的一半（0.5）。")
 
-def _say(key, lang): return _words[key].split(' | ')[lang == 'zh']
+def _say(key, lang): return _words[key].split(' | ')[lang == 'zh']  # a space before the bar is the English text's own | 竖线前多出的空格属于英文
 
 def _png(fig): # the figure as bytes, with nothing in them that varies | 图形的字节，不含会变化的内容
     buf = io.BytesIO(); fig.savefig(buf, dpi=150, metadata={'Software': None}); need('matplotlib.pyplot').close(fig)
@@ -165,16 +167,16 @@ def _png(fig): # the figure as bytes, with nothing in them that varies | 图形�
 _page = """<!doctype html><html lang="{lang}"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>body{{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}
 td,th{{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd}}img{{max-width:100%}}pre{{overflow-x:auto;background:#f6f6f6;padding:1rem}}</style>
-<h1>{title}</h1><p>{data}</p><p>{ann}: <b>{value:.2f} %</b> ({seed} {n})</p><h2>{table}</h2>{rows}<h2>{curves}</h2><img alt="{curves}" src="data:image/png;base64,{png1}">
+<h1>{title}</h1><p>{data}</p><p>{ann}<b>{value:.2f} %</b>{seed}</p><h2>{table}</h2>{rows}<p>{modes}</p><h2>{curves}</h2><img alt="{curves}" src="data:image/png;base64,{png1}">
 <h2>{raster}</h2><img alt="{raster}" src="data:image/png;base64,{png2}"><h2>{net}</h2><pre>{repr}</pre></html>"""
 
 def _html(o, pngs, snn, lang, seed):
-    words = {k: html.escape(_say(k, lang)) for k in _words}
+    words = {k: html.escape(_say(k, lang)).format(seed) for k in _words}
     row = lambda r, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in r) + '</tr>'
     head, *rest = table(o)
     rows = '<table>' + row(head, 'th') + ''.join(row(r, 'td') for r in rest) + '</table>'
     png1, png2 = (base64.b64encode(p).decode() for p in pngs)
-    return _page.format(**{**words, 'rows': rows}, lang=lang, value=o.ann, n=seed, png1=png1, png2=png2, repr=html.escape(str(snn)))
+    return _page.format(**{**words, 'rows': rows}, lang=lang, value=o.ann, png1=png1, png2=png2, repr=html.escape(str(snn)))
 
 # %% ../nbs/10_demo.ipynb #d22c3996
 def demo(
@@ -187,14 +189,16 @@ def demo(
     "Train, convert, measure, and leave a report | 训练、转换、测量，并留下报告"
     if lang not in ('en', 'zh'): raise InputError(f"lang must be 'en' or 'zh', not {lang!r}")
     if epochs < 1: raise InputError(f"epochs must be at least 1, not {epochs}")
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    try: out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise InputError(f"the folder {str(out)!r} cannot be made: {e.strerror}. Give another one") from e
+    if not -2**63 <= seed < 2**63: raise InputError(f"seed must fit 64 bits, not {seed}")
     torch.manual_seed(seed)
     ann = train(digit_net(), epochs, seed)
     o, snn = compare(ann, steps=steps), Converter(digits_loaders()[0], mode='99.9%')(ann)
     pngs = _png(figure(o)), _png(inside(ann, snn, digits().x_test[:1], max(steps)))
     for name, png in zip(('curves.png', 'raster.png'), pngs): (out/name).write_bytes(png)
     (out/'report.html').write_text(_html(o, pngs, snn, lang, seed), encoding='utf-8')
-    print(f"{_say('ann', lang)}: {o.ann:.2f} %\n{_say('table', lang)}:\n\n{as_text(table(o))}\n\n{_say('left', lang)} {out.resolve()}")
+    print(f"{_say('ann', lang)}{o.ann:.2f} %\n{_say('table', lang)}{_say('colon', lang)}\n\n{as_text(table(o))}\n\n{_say('modes', lang)}\n\n{_say('left', lang)}{out.resolve()}")
     return o
 
 # %% ../nbs/10_demo.ipynb #d940fe46

@@ -86,6 +86,7 @@ def trace(
     v, x, s = (None if a is None else _array(a, n, '[T]', '[T, N]') for a, n in ((v, 'v'), (x, 'x'), (s, 's')))
     for a, n in (x, 'x'), (s, 's'):
         if a is not None and len(a) != len(v): raise InputError(f"v has {len(v)} time steps, but {n} has {len(a)}")
+    if labels is not None and len(labels) != (n := v.shape[1] if v.ndim > 1 else 1): raise InputError(f"v has {n} neurons, but there are {len(labels)} labels")
     if v.ndim > 1 and v.shape[1] > 10: raise InputError(f"v has {v.shape[1]} neurons: choose a few, or use heatmap(v)")
     ax, v = _axes(ax), _columns(v)
     for i, y in enumerate(v.T): ax.plot(y, marker='.' if len(v) <= 60 else '', **_line(i), label=labels[i] if labels else None)
@@ -175,7 +176,10 @@ def surrogates(
     ax: Any = None,     # two axes to draw on, or none for new ones | 要画在上面的两个坐标轴，不给则新建
 ) -> Any: # the two axes: primitive, gradient | 两个坐标轴：原函数、梯度
     "The step, the primitives that stand in for it, and their gradients | 阶跃、代替它的原函数，以及它们的梯度"
-    if not isinstance(fns, Mapping): fns = {type(f).__name__: f for f in (fns if isinstance(fns, Sequence) else [fns])}
+    if not isinstance(fns, Mapping):
+        fns = list(fns) if isinstance(fns, Sequence) else [fns]
+        names = [type(f).__name__ for f in fns]
+        fns = {n if names.count(n) == 1 else f'{n}({f.extra_repr()})': f for n, f in zip(names, fns)} # alike but for alpha? say so | 只有 alpha 不同？写明
     ax = _axes(ax, nrows=1, ncols=2, figsize=(6.4, 2.4))
     if len(need('numpy').ravel(ax)) != 2: raise InputError("surrogates draws on two axes: ax=(left, right)")
     x = torch.linspace(-width, width, 801, dtype=torch.float64)
