@@ -131,3 +131,11 @@ def test_converters_as_in_the_tutorials():
         out = snn(data)
         for _ in range(3): out += snn(data)
         assert out.shape == (8, 3) and 'spiking_0.if_node' in dict(snn.named_modules())
+
+
+def test_a_module_of_nobody():
+    conv = nn.Linear(3, 3)
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.step = [conv]
+        def forward(self, x): return torch.relu(self.step[0](x))
+    with pytest.raises(ann2snn.ConversionError, match='must be one of the network.s own: make it an attribute'): ann2snn.Converter([torch.rand(2, 3)])(Net())

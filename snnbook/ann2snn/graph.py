@@ -71,8 +71,9 @@ def trace(
     except Exception as e:
         frames = [f for f in traceback.extract_tb(e.__traceback__) if _foreign(f.filename)]
         at = f' at {frames[-1].filename}:{frames[-1].lineno}, {frames[-1].line}' if frames else ''
-        raise ConversionError(f"cannot follow the forward of {type(net).__name__}{at}: {e}. The path through a network must not depend on the data: "
-                              "let it depend on the module's attributes, or move that part out of the network") from e
+        cure = ("A module that forward calls must be one of the network's own: make it an attribute" if 'not installed as a submodule' in str(e) else
+                "The path through a network must not depend on the data: let it depend on the module's attributes, or move that part out of the network")
+        raise ConversionError(f"cannot follow the forward of {type(net).__name__}{at}: {e}. {cure}") from e
     for name, value in vars(net).items(): # tensors that forward found outside of the network | forward 在网络之外找到的张量
         if name.startswith('_tensor_constant') and hasattr(gm, name): setattr(gm, name, value.clone())
     return gm
