@@ -12,6 +12,7 @@ from .base import SnnError
 # %% ../nbs/20_cli.ipynb #fbf58144
 COMMANDS = {
     'demo': ('snnbook.demo', "train a small network, convert it to spikes, and report | 训练一个小网络，转换成脉冲网络，并给出报告"),
+    'bench': ('snnbook.kernels.bench', "measure speed and memory beside other libraries | 测量速度与内存，并与别的库比较"),
     'book': ('snnbook.book.command', "build, run and check the book | 生成、运行并检查本书"),
     'nir': ('snnbook.nir_exchange.tools', "look at a NIR file: check, describe, diff | 查看 NIR 文件：检查、描述、比较"),
 }
