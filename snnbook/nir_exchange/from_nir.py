@@ -70,16 +70,17 @@ def _constants(self: Cell):
         cuba = 'i' in self.names
         kd, ki = gains(up('tau_mem' if cuba else 'tau'), c.dt, c.method)
         k.update(gain=ki * up('r'), tau=1 / kd, leak=up('v_leak'))
-        k['plain'] = not cuba and c.method != 'mixed' and bool((self.r == 1).all())
+        k['plain'] = not cuba and c.method != 'mixed' and not self.r.requires_grad and bool((self.r == 1).all())
         if cuba:
             sd, si = gains(up('tau_syn'), c.dt, c.method)
             k.update(keep=1 - kd, drift=kd * up('v_leak'), syn_keep=1 - sd, syn_gain=si * up('w_in'))
-            k['still'] = bool((self.v_leak == 0).all())
+            k['still'] = not self.v_leak.requires_grad and bool((self.v_leak == 0).all())
     for name in ('gain', 'syn_gain'):
         if name in k: k[name] = _near_one(k[name], dtype)
     if self.fires: k.update(thr=self.v_threshold, back=None if c.reset == 'subtract' else self.v_reset)
     k = {n: v.to(dtype) if isinstance(v, Tensor) else v for n, v in k.items()}
-    k['unit'] = bool((k['gain'] == 1).all())
+    k['unit'] = not k['gain'].requires_grad and bool((k['gain'] == 1).all())
+    if 'syn_gain' in k and bool((k['syn_gain'] == 1).all()) and not k['syn_gain'].requires_grad: k['syn_gain'] = None
     return k
 
 @patch
@@ -94,6 +95,9 @@ def constants(self: Cell) -> dict[str, Any]: # by name, tensors like the paramet
     return self._cache[1]
 
 # %% ../../nbs/nir_exchange/04_import.ipynb #49a52ba1
+def _decay(c, x, keep): # `decay`, in one operation where the share is a number | 比例是一个数时，一次运算完成 `decay`
+    return torch.add(x, c, alpha=keep) if isinstance(keep, float) else decay(c, x, keep)
+
 @patch
 def advance(self: Cell,
     state: tuple[Tensor, ...], # memories, `[N, *]` each | 各个记忆，均为 `[N, *]`
@@ -103,8 +107,8 @@ def advance(self: Cell,
     "One step as a function | 写成函数的一步"
     v = state[-1]
     if 'syn_keep' in k:
-        i = decay(state[0], x * k['syn_gain'], k['syn_keep'])
-        v = decay(v, i if k['unit'] else i * k['gain'], k['keep'])
+        i = _decay(state[0], x if k['syn_gain'] is None else x * k['syn_gain'], k['syn_keep'])
+        v = _decay(v, i if k['unit'] else i * k['gain'], k['keep'])
         v = v if k['still'] else v + k['drift']
     else:
         gx = x if k['unit'] or k.get('plain') else x * k['gain']
@@ -153,6 +157,7 @@ def multi_step_forward(self: Cell,
 ) -> Tensor: # output, `[T, N, *]` | 输出，`[T, N, *]`
     "All steps | 走完所有步"
     state, k, ys = self.begin(x_seq[0]), self.constants(), []
+    if k.get('syn_gain') is not None: x_seq, k = x_seq * k['syn_gain'], {**k, 'syn_gain': None} # once for all steps | 所有步一次算完
     for x in x_seq.unbind(0):
         state, y = self.advance(state, x, k)
         ys.append(y)
