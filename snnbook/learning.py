@@ -18,9 +18,10 @@ class _Seen: # what was seen and not yet learned | 看到而尚未学习的脉�
 
 class _Eye: # a hook that a copy of the layer does not inherit | 层的副本不会继承的钩子
     def __init__(self, seen=None, side=0): self.seen, self.side = seen, side
-    def __call__(self, module, inputs, output=None):
+    def __call__(self, module, inputs, more): # more: the named inputs, or the output | more：按名字给出的输入，或输出
         if self.seen is None or not self.seen.enabled: return
-        self.seen.calls[self.side].append((getattr(module, 'step_mode', None), (inputs[0] if self.side == 0 else output).detach()))
+        s = more if self.side else (*inputs, *more.values())[0]
+        self.seen.calls[self.side].append((getattr(module, 'step_mode', None), s.detach()))
     def __reduce__(self): return _Eye, ()
 
 def _same(w): return w # the default function of the weights | 权重函数的默认值
@@ -59,7 +60,7 @@ from fastcore.basics import patch
 # %% ../nbs/05_learning.ipynb #17bbde23
 @patch
 def _open_eyes(self: STDPLearner):
-    self._hooks = [self.synapse.register_forward_pre_hook(_Eye(self._seen, 0)), self.sn.register_forward_hook(_Eye(self._seen, 1))]
+    self._hooks = [self.synapse.register_forward_pre_hook(_Eye(self._seen, 0), with_kwargs=True), self.sn.register_forward_hook(_Eye(self._seen, 1))]
 
 @patch
 def enable(self: STDPLearner):

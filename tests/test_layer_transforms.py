@@ -201,3 +201,77 @@ def test_like_spikingjelly():
     ours.load_state_dict(theirs.state_dict())
     assert_close(seeded(ours, s[0, 0, 0]), seeded(theirs, s[0, 0, 0]))
     assert_close(ours.eval()(s[0, 0, 0]), theirs.eval()(s[0, 0, 0]), atol=.1, rtol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
+def test_dropconnect_cuts_exactly_the_share_that_it_should(dtype):
+    "A random number may be exactly zero: one in 256 of bfloat16's, and with p = 0 nothing may be cut"
+    torch.manual_seed(0)
+    x = torch.rand(8, 300, dtype=dtype)
+    for p in 0., .5, 1.:
+        w, b = layer.DropConnectLinear(300, 300, p=p).to(dtype)._masks(x)
+        share = torch.cat([w.flatten(), b.flatten()]).double().mean().item()
+        assert share == 1 - p if p in (0, 1) else abs(share - (1 - p)) < 2e-3
+    rand = torch.rand
+    try:
+        torch.rand = lambda *a, **kw: torch.zeros_like(rand(*a, **kw))
+        assert layer.DropConnectLinear(3, 2, p=0.)._masks(x[:, :3])[0].all()
+    finally: torch.rand = rand
+
+
+def test_dropconnect_average_in_half_precision():
+    "The square of 300 is no float16"
+    from snnbook.layer.dropconnect import _mean_relu
+    mu, var = torch.tensor([300., 300., -300., 0.]), torch.tensor([250.**2, 0., 100.**2, 9.])
+    assert_close(_mean_relu(mu.half(), var.half()).double(), _mean_relu(mu.double(), var.double()), rtol=.05, atol=.01)
+
+
+def test_dropconnect_says_what_it_averages_and_refuses_what_it_cannot():
+    from snnbook.neuron import LIFNode
+    for f, text in (None, 'activation=None'), (torch.tanh, 'activation=tanh'), (nn.ReLU, '(activation): ReLU()'): assert text in repr(layer.DropConnectLinear(4, 3, activation=f))
+    with pytest.raises(InputError, match='LIFNode has a memory'): layer.DropConnectLinear(4, 3, activation=nn.Sequential(nn.ReLU(), LIFNode()))
+    m = layer.DropConnectLinear(4, 3)
+    m.activation = LIFNode()
+    for training in True, False:
+        with pytest.raises(InputError, match='LIFNode has a memory'): m.train(training)(torch.rand(2, 4))
+    with pytest.raises(InputError, match='samples_num must be an integer'): layer.DropConnectLinear(4, 3, samples_num=1.5)
+
+
+def test_spikes_of_any_type():
+    s = torch.rand(2, 4, 4, 4) > .5
+    for make in lambda: layer.NeuNorm(4, 4, 4), lambda: layer.DCT(2), lambda: layer.AXAT(4, 3), lambda: layer.Dropout(.3), lambda: layer.DropConnectLinear(4, 3):
+        for training in True, False:
+            m = seeded(make).train(training)
+            a, b, c = (seeded(fresh(m), x).float() for x in (s, s.long(), s.float()))
+            assert_close(a, c); assert_close(b, c)
+    z = torch.randn(2, 4, 4, dtype=torch.complex64)
+    assert_close(layer.DCT(2)(z), torch.complex(layer.DCT(2)(z.real), layer.DCT(2)(z.imag)))
+
+
+def test_fused_convolution_is_left_alone_by_a_call_that_fails():
+    torch.manual_seed(0)
+    m = layer.ConvBatchNorm2d(4, 3, 3)
+    for p in m.bn.running_mean, m.bn.running_var, *m.bn.parameters(): nn.init.uniform_(p, .3, 2)
+    before = copy.deepcopy(m.state_dict())
+    net = nn.Sequential(m)
+    for change, shape in (m.scale_fused_weight, '(3, 4, 3, 3)'), (m.scale_fused_bias, '(3,)'):
+        for kb in (2., torch.ones(7)), (torch.ones(7), 2.), (2., torch.ones(2, 3, 4, 3, 3)):
+            with pytest.raises(InputError) as e: change(*kb)
+            assert 'ConvBatchNorm2d' in str(e.value) and shape in str(e.value)
+            assert all(torch.equal(v, before[k]) for k, v in net[0].state_dict().items())
+
+
+def test_too_few_channels_for_a_window():
+    x = torch.rand(2, 4, 3, 3)
+    for pool in nn.MaxPool1d(5), nn.AvgPool1d((9,), padding=2), nn.LPPool1d(2, 5), nn.MaxPool1d(3, dilation=2):
+        net = nn.Sequential(layer.ChannelsPool(pool))
+        with pytest.raises(InputError, match=r"layer '0' \(ChannelsPool\).*needs at least 5.*shape \(2, 4, 3, 3\)"): net(x)
+        assert net(torch.rand(2, 5, 3, 3)).shape == (2, 1, 3, 3)
+    for pool in nn.MaxPool1d(5, 1, 1), nn.AvgPool1d(5, padding=1), nn.MaxPool1d(5, 5, ceil_mode=True), nn.AdaptiveMaxPool1d(1):
+        assert layer.ChannelsPool(pool)(x).shape[0] == 2
+
+
+def test_small_print():
+    m = layer.NeuNorm(4, 4, 4); m(torch.rand(1, 4, 4, 4)); m.x = 0.; m(torch.rand(2, 4, 4, 4))      # set by hand
+    assert layer.DCT(np.int64(2))(torch.rand(1, 4, 4)).shape == (1, 4, 4)
+    with pytest.raises(InputError, match='at least 1'): layer.AXAT(4, 0)

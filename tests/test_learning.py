@@ -189,3 +189,36 @@ def test_mean_is_over_samples_and_not_over_places():
     assert_close(mean, total / 4)
     assert_close(layer.STDPLearner(TAU_PRE, TAU_POST, f_pre, f_post, reduction='mean').delta(pre[0, 0], post[0, 0], m),
                  layer.STDPLearner(TAU_PRE, TAU_POST, f_pre, f_post).delta(pre[0, 0], post[0, 0], m))
+
+
+def test_sequences_that_do_not_fit():
+    m, learner = nn.Linear(3, 2), layer.STDPLearner(TAU_PRE, TAU_POST, f_pre, f_post, 'm')
+    before = m.weight.detach().clone()
+    for pre, post in (torch.ones(4, 1, 3), torch.ones(5, 1, 2)), (None, torch.ones(4, 1, 2)), (torch.ones(4, 1, 3), torch.tensor(1.)):
+        with pytest.raises(ValueError, match="STDPLearner with step_mode='m' expects two sequences"): learner.stdp(pre, post, m)
+    assert torch.equal(m.weight, before) and learner.trace_pre == 0.
+    with pytest.raises(ValueError, match="set step_mode='m'"):
+        layer.STDPLearner(TAU_PRE, TAU_POST, f_pre, f_post).stdp(torch.ones(4, 1, 2, 6, 6), torch.ones(4, 1, 2, 4, 4), nn.Conv2d(2, 2, 3))
+
+
+def test_input_given_by_name():
+    synapse, sn = nn.Linear(3, 2), IFNode()
+    learner = learning.STDPLearner('s', synapse, sn, TAU_PRE, TAU_POST)
+    x = torch.ones(2, 3)
+    sn(synapse(x)); want = learner.step(on_grad=False)
+    sn.reset(); learner.reset()
+    sn(synapse(input=x)); assert_close(learner.step(on_grad=False), want)
+
+
+def test_each_sign_and_factor_of_the_formula():
+    "dW = -f_pre(W) tr_post s_pre + f_post(W) s_post tr_pre, synapse by synapse, applied at every step"
+    torch.manual_seed(0)
+    m, pre, post = nn.Linear(3, 2).double(), spikes(8, 4, 3), spikes(8, 4, 2)
+    learner, W, p, q = layer.STDPLearner(TAU_PRE, TAU_POST, f_pre, f_post), m.weight.detach().clone(), 0., 0.
+    for a, b in zip(pre, post):
+        p, q, dW = p - p / TAU_PRE + a, q - q / TAU_POST + b, torch.zeros_like(W)
+        for n, o, i in itertools.product(range(4), range(2), range(3)):
+            dW[o, i] += -f_pre(W)[o, i] * q[n, o] * a[n, i] + f_post(W)[o, i] * b[n, o] * p[n, i]
+        W = W + .1 * dW
+        assert_close(learner.stdp(a, b, m, .1), .1 * dW)
+        assert_close(m.weight.detach(), W)

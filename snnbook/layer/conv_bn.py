@@ -10,6 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from ..base import InputError, StepModule, where_is
+from ..base import _fits
 from ..functional import fuse_conv_bn_eval
 from .stateless import BatchNorm2d, Conv2d
 
@@ -82,6 +83,13 @@ def get_fused_conv(self: ConvBatchNorm2d) -> Conv2d: # a new convolution, with b
 
 # %% ../../nbs/layer/11_conv_bn.ipynb #53fd8a3f
 @patch
+def _broadcasts(self: ConvBatchNorm2d, name, shape, k, b): # checked before anything is changed | 在改动任何东西之前检查
+    for arg, v in ('k', k), ('b', b):
+        if isinstance(v, Tensor) and not _fits(v.shape, shape): raise InputError(
+            f"{where_is(self)}: {arg} has shape {tuple(v.shape)}, which does not broadcast to the fused {name} of shape {tuple(shape)}")
+
+# %% ../../nbs/layer/11_conv_bn.ipynb #d35ca268
+@patch
 @torch.no_grad()
 def scale_fused_weight(self: ConvBatchNorm2d,
     k: float|Tensor|None = None, # factor, broadcasts to the weight | 系数，可广播到权重
@@ -89,6 +97,7 @@ def scale_fused_weight(self: ConvBatchNorm2d,
 ):
     "Make the fused weight $k w' + b$ | 使合并后的权重变为 $k w' + b$"
     g = self._factor().view(-1, 1, 1, 1)
+    self._broadcasts('weight', self.conv.weight.shape, k, b)
     if b is not None and bool((g == 0).any()): raise InputError(
         f"{where_is(self)}: the batch norm multiplies channels {(g.flatten() == 0).nonzero().flatten().tolist()} by zero, so no weight can shift them")
     if k is not None: self.conv.weight.mul_(k)
@@ -102,5 +111,6 @@ def scale_fused_bias(self: ConvBatchNorm2d,
 ):
     "Make the fused bias $k b' + b$ | 使合并后的偏置变为 $k b' + b$"
     g, mean, beta = self._factor(), self.bn.running_mean, self.bn.bias
+    self._broadcasts('bias', mean.shape, k, b)
     if k is not None: mean.mul_(k); beta is None or beta.mul_(k)
     if b is not None: mean.sub_(b / g) if beta is None else beta.add_(b)

@@ -19,13 +19,19 @@ def _root(var): # square root with gradient zero at zero | 平方根，在零处
     return torch.where(some, torch.where(some, var, 1).sqrt(), 0)
 
 def _mean_relu(mu, var): # mean of `relu` over a Gaussian | `relu` 在高斯分布下的均值
-    near = var * 1600 > mu * mu                                 # closer to zero than 40 σ | 离零不到 40 σ
+    near = mu.abs() < 40 * var.sqrt()                           # closer to zero than 40 σ | 离零不到 40 σ
     m, s = torch.where(near, mu, 0), torch.where(near, var, 1).sqrt()
     z = m / s
     mean = m * torch.erfc(-z * math.sqrt(.5)) / 2 + s * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     return torch.where(near, mean, mu.relu())
 
 # %% ../../nbs/layer/06_dropconnect.ipynb #f6109d9c
+def _forgetful(who, f): # only what has no memory can be averaged | 只有不带记忆的才能求平均
+    for m in f.modules() if isinstance(f, nn.Module) else ():
+        if isinstance(m, MemoryModule): raise InputError(
+            f"{who}: {type(m).__name__} has a memory and cannot be averaged over masks: give activation=None and put it after this layer")
+
+# %% ../../nbs/layer/06_dropconnect.ipynb #0c177acd
 class DropConnectLinear(MemoryModule):
     "A linear layer whose connections are dropped at random | 随机丢弃连接的线性层"
     def __init__(self,
@@ -40,10 +46,9 @@ class DropConnectLinear(MemoryModule):
     ):
         super().__init__()
         if not 0 <= p <= 1: raise InputError(f"DropConnectLinear: p is a probability and must lie in [0, 1], not {p!r}")
-        if samples_num < 1: raise InputError(f"DropConnectLinear: samples_num must be at least 1, not {samples_num!r}")
+        if not isinstance(samples_num, int) or samples_num < 1: raise InputError(f"DropConnectLinear: samples_num must be an integer of at least 1, not {samples_num!r}")
         if isinstance(activation, type): activation = activation()
-        if isinstance(activation, nn.Module) and any(isinstance(m, MemoryModule) for m in activation.modules()): raise InputError(
-            f"DropConnectLinear: {type(activation).__name__} has a memory and cannot be averaged over masks: give activation=None and put it after this layer")
+        _forgetful('DropConnectLinear', activation)
         self.in_features, self.out_features, self.p, self.samples_num = in_features, out_features, p, samples_num
         self.invariant, self.activation, self.step_mode = invariant, activation, step_mode
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
@@ -67,7 +72,7 @@ def _masks(self: DropConnectLinear, x): # `[N, out, in]` and `[N, out]`, true wh
     if self.mask_w is not None:
         if len(self.mask_w) != n: raise self.stale('mask_w', self.mask_w.shape, x.shape)
         return self.mask_w, self.mask_b
-    draw = lambda *shape: torch.rand(shape, dtype=self.weight.dtype, device=x.device) > self.p
+    draw = lambda *shape: torch.rand(shape, dtype=self.weight.dtype, device=x.device) >= self.p
     w, b = draw(n, o, i), draw(n, o) if self.bias is not None else None
     if self.invariant: self.mask_w, self.mask_b = w, b; self._fresh -= {'mask_w', 'mask_b'}
     return w, b
@@ -102,6 +107,8 @@ def single_step_forward(self: DropConnectLinear,
     "A random network in training, the average over all in evaluation | 训练时用随机网络，评估时用所有网络的平均"
     if x.dim() < 2 or x.shape[-1] != self.in_features: raise InputError(
         f"{where_is(self)} with step_mode={self.step_mode!r} expects steps of shape [N, *, {self.in_features}], but a step has shape {tuple(x.shape)}")
+    _forgetful('DropConnectLinear', self.activation)
+    x = x if x.is_floating_point() else x.to(self.weight.dtype)
     if not self.training: return self._average(x)
     u = self._masked(x)
     return u if self.activation is None else self.activation(u)
@@ -109,6 +116,8 @@ def single_step_forward(self: DropConnectLinear,
 # %% ../../nbs/layer/06_dropconnect.ipynb #ef5fa34b
 @patch
 def extra_repr(self: DropConnectLinear) -> str: # what `repr` shows | `repr` 显示的内容
-    "Sizes, probability, how masks are kept, and step mode | 大小、概率、掩码如何保留，以及步进模式"
+    "Sizes, probability, how masks are kept, activation and step mode | 大小、概率、掩码如何保留、激活函数，以及步进模式"
+    f = self.activation                                             # a module is shown below | 模块显示在下方
+    f = '' if isinstance(f, nn.Module) else f", activation={getattr(f, '__name__', f)}"
     return (f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, p={self.p}, "
-            f"samples_num={self.samples_num}, invariant={self.invariant}, step_mode='{self.step_mode}'")
+            f"samples_num={self.samples_num}, invariant={self.invariant}{f}, step_mode='{self.step_mode}'")

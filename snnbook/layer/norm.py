@@ -42,7 +42,7 @@ def single_step_forward(self: NeuNorm,
     want = self.in_channels, *self.w.shape[1:]
     if x.dim() != 4 or x.shape[1:] != want: raise InputError(
         f"{where_is(self)} with step_mode={self.step_mode!r} expects steps of shape [N, {', '.join(map(str, want))}], but a step has shape {tuple(x.shape)}")
-    if 'x' not in self._fresh and len(self.x) != len(x): raise self.stale('x', self.x.shape, x.shape)
+    if isinstance(self.x, Tensor) and 'x' not in self._fresh and len(self.x) != len(x): raise self.stale('x', self.x.shape, x.shape)
     s = x if x.is_floating_point() else x.to(self.w.dtype)
     total = s.sum(1, keepdim=True)                              # [N, 1, H, W]
     self.ready(total, 'x')

@@ -8,11 +8,15 @@ __all__ = ['ChannelsPool', 'PrintShapeModule']
 # %% ../../nbs/layer/10_pool.ipynb #57dadba6
 import torch
 from torch import Tensor, nn
-from ..base import InputError, InputTypeError, StepModule
+from ..base import InputError, InputTypeError, StepModule, where_is
 from .stateless import StatelessLayer
 
 # %% ../../nbs/layer/10_pool.ipynb #caa50418
 _POOLS = nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d
+
+def _least(pool): # the channels that fill one window | 填满一个窗口所需的通道数
+    one = lambda name, default: v[0] if isinstance(v := getattr(pool, name, default), (tuple, list)) else v
+    return 1 if getattr(pool, 'ceil_mode', False) else one('dilation', 1) * (one('kernel_size', 1) - 1) + 1 - 2 * one('padding', 0)
 
 class ChannelsPool(StatelessLayer, nn.Module):
     "Pool neighbouring channels at each pixel | 在每个像素处对相邻通道池化"
@@ -29,6 +33,8 @@ class ChannelsPool(StatelessLayer, nn.Module):
         self.pool, self.step_mode = pool, step_mode
     def _once(self, x): # `[N, C, *]`
         if x.dim() < 2: raise InputError(f"ChannelsPool expects [N, C, *], but the input has shape {tuple(x.shape)}")
+        if x.shape[1] < (n := _least(self.pool)): raise InputError(
+            f"{where_is(self)} pools over windows of channels and needs at least {n}, but the input has {x.shape[1]} in a step of shape {tuple(x.shape)}")
         y = self.pool(x.reshape(*x.shape[:2], x.shape[2:].numel()).transpose(1, 2)).transpose(1, 2)
         return y.reshape(len(x), y.shape[1], *x.shape[2:]).contiguous()
 

@@ -120,7 +120,8 @@ def _check(self: STDPLearner, module, s_pre, s_post):
     for name, s in ('s_pre', s_pre), ('s_post', s_post):
         if not isinstance(s, Tensor): raise InputTypeError(f"{who}: {name} must be a tensor, not {type(s).__name__}")
     want = _out_shape(module, tuple(s_pre.shape))
-    if want is None: raise InputError(f"{who}: s_pre has shape {tuple(s_pre.shape)}, which is no input of {module}")
+    if want is None: raise InputError(f"{who}: s_pre has shape {tuple(s_pre.shape)}, which is no input of {module}"
+        + (": for a sequence [T, N, *] set step_mode='m'" if self.step_mode == 's' and _out_shape(module, tuple(s_pre.shape[1:])) else ''))
     if tuple(s_post.shape) != want: raise InputError(
         f"{who}: s_post has shape {tuple(s_post.shape)}, but for s_pre of shape {tuple(s_pre.shape)} {module} gives {want}")
 
@@ -147,7 +148,11 @@ def stdp(self: STDPLearner,
     learning_rate: float = 1.,   # factor on the change | 变化的倍数
 ) -> Tensor: # what was added to the weights | 加到权重上的量
     "Change the weights, step by step | 逐步改变权重"
-    steps = [(s_pre, s_post)] if self.step_mode == 's' else list(zip(s_pre, s_post, strict=True))
+    if self.step_mode == 'm':
+        shapes = [tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__ for s in (s_pre, s_post)]
+        if not all(isinstance(s, tuple) and s for s in shapes) or shapes[0][0] != shapes[1][0]: raise InputError(
+            f"{type(self).__name__} with step_mode='m' expects two sequences [T, N, *] with the same number of time steps, not {shapes[0]} and {shapes[1]}")
+    steps = [(s_pre, s_post)] if self.step_mode == 's' else list(zip(s_pre, s_post))
     total = torch.zeros_like(module.weight)
     with torch.no_grad():
         for a, b in steps:

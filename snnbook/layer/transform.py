@@ -27,9 +27,9 @@ class DCT(StatelessLayer, nn.Module):
         step_mode: str = 's', # `'s'` or `'m'` | `'s'` 或 `'m'`
     ):
         super().__init__()
-        if not isinstance(kernel_size, int) or kernel_size < 1: raise InputError(f"DCT: kernel_size must be a positive integer, not {kernel_size!r}")
-        self.kernel_size, self.step_mode = kernel_size, step_mode
-        self.register_buffer('kernel', _waves(kernel_size), persistent=False)
+        if not hasattr(kernel_size, '__index__') or kernel_size < 1: raise InputError(f"DCT: kernel_size must be a positive integer, not {kernel_size!r}")
+        self.kernel_size, self.step_mode = int(kernel_size), step_mode
+        self.register_buffer('kernel', _waves(self.kernel_size), persistent=False)
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
         if not self.kernel.is_meta: self.kernel = _waves(self.kernel_size, self.kernel.dtype, self.kernel.device)
@@ -49,7 +49,7 @@ def _check(self: DCT, x): # axes, then sizes | 先查轴，再查大小
 @patch
 def _once(self: DCT, x): # `[*, H, W]`
     n, (h, w) = self.kernel_size, x.shape[-2:]
-    if not x.is_floating_point(): x = x.to(self.kernel.dtype)
+    if not x.is_floating_point() and not x.is_complex(): x = x.to(self.kernel.dtype)
     D = self.kernel if (self.kernel.dtype, self.kernel.device) == (x.dtype, x.device) else _waves(n, x.dtype, x.device)
     x = (x.unflatten(-1, (w // n, n)) @ D.T).flatten(-2)        # [*, H, W/n, n]
     return (D @ x.unflatten(-2, (h // n, n))).flatten(-3, -2)   # [*, H/n, n, W]
@@ -69,10 +69,13 @@ class AXAT(StatelessLayer, nn.Module):
         step_mode: str = 's', # `'s'` or `'m'` | `'s'` 或 `'m'`
     ):
         super().__init__()
+        if min(in_features, out_features) < 1: raise InputError(f"AXAT: both sides must be at least 1, not {in_features} and {out_features}")
         self.in_features, self.out_features, self.step_mode = in_features, out_features, step_mode
         self.A = nn.Parameter(torch.empty(out_features, in_features))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-    def _once(self, x): return self.A @ x @ self.A.T # `[*, n, n]`
+    def _once(self, x): # `[*, n, n]`
+        x = x if x.is_floating_point() else x.to(self.A.dtype)
+        return self.A @ x @ self.A.T
     def _check(self, x): # axes, then sizes | 先查轴，再查大小
         super()._check(x)
         n = self.in_features
