@@ -13,6 +13,12 @@ from .modules import ModeError, RunningMaxPool, Tally, VoltageHook, VoltageScale
 from .rules import ActivationRule, BaseRule, MaxPoolRule, ReLURule
 from .threshold import ThresholdOptimizer
 from .utils import DownloadError, download_url
+from .codes import Annealing, Code, DeltaCode, RateCode
+from .neurons import BinaryIF, CodedNeuron, MultiThresholdIF, Running, SignedIF
+from .statistics import Balance, ChannelHook, ChannelTally, LeastSquares, Moments
+from .operators import MixingRule, PointwiseRule, ProductRule, RectifierRule
+from .network import Parts, SpikingGraph
+from .presets import PRESETS, BiasCorrection
 
 # %% ../../nbs/ann2snn/07_init.ipynb #336ee39b
 _all_ = ['Converter', 'download_url', 'ReLURule', 'NeuronFactory', 'HookFactory', 'ThresholdOptimizer']

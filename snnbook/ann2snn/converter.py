@@ -37,6 +37,14 @@ class Converter(nn.Module):
         threshold_optimizer: ThresholdOptimizer | None = None, # decides on scales; `None`: as `mode` says | 决定尺度；`None` 表示按 `mode`
         strict: bool = True,                      # refuse what cannot be converted; `False`: warn and leave it | 拒绝无法转换之处；`False` 表示警告并保留
         progress: bool | None = None,             # bar; `None`: in a terminal, if it takes long | 进度条；`None` 表示在终端里且耗时较长时显示
+        preset: str | None = None,                # `'binary'`, `'signed'`, `'annealed'`, `'multi'` or `'auto'`; `None`: the classic way | `'binary'`、`'signed'`、`'annealed'`、`'multi'` 或 `'auto'`；`None` 表示经典方式
+        T: int = 8,                               # number of steps that a preset converts for | 预设为多少步而转换
+        threshold: Any = None,                    # in place of the preset's: a mode, `'mse'`, `'balance'`, or an optimizer | 代替预设的阈值：定标方式、`'mse'`、`'balance'`，或优化器
+        neuron: Any = None,                       # in place of the preset's: a class of coded neurons | 代替预设的神经元：会说编码的神经元类
+        code: Any = None,                         # in place of the preset's: a code | 代替预设的编码
+        post: Sequence | None = None,             # in place of the preset's: corrections | 代替预设的修正
+        fallback: bool = False,                   # let operators that no rule knows run on sums, and list them | 没有规则认识的算子在累计和上运行，并如实列出
+        calibration: int = 128,                   # images that are kept for trying and correcting | 为尝试与修正而保留的图像数
     ):
         super().__init__()
         parse_mode(mode); VoltageHook(momentum=momentum)
@@ -46,7 +54,10 @@ class Converter(nn.Module):
             missing = [m for m in ('match', 'insert_hooks', 'find_replacements', 'replace_with_neurons') if not callable(getattr(r, m, None))]
             if missing or isinstance(r, type): raise InputTypeError(f"{r!r} is not a rule: " + ('give an instance, not the class' if isinstance(r, type) else f'it lacks {missing}'))
         self.dataloader, self.mode, self.momentum, self.fuse_flag, self.strict, self.progress = dataloader, mode, momentum, fuse_flag, strict, progress
-        self.rules = [ReLURule()] if rules is None else [*rules]
+        self.rules, self.given_rules = [ReLURule()] if rules is None else [*rules], rules is not None
+        self.preset, self.T, self.fallback, self.calibration = preset, T, fallback, calibration
+        self.own = dict(threshold=threshold, neuron=neuron, code=code, post=post)
+        self._check_preset()
         self.neuron_factory = NeuronFactory(v_init=.5) if neuron_factory is None else neuron_factory
         self.threshold_optimizer = ThresholdOptimizer() if threshold_optimizer is None else threshold_optimizer
     @staticmethod
@@ -57,6 +68,14 @@ def _mine(rules, node, modules): return next((r for r in rules if matches(r, nod
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #06186376
 from fastcore.basics import patch, patch_to
+
+# %% ../../nbs/ann2snn/06_converter.ipynb #87448050
+@patch
+def _check_preset(self: Converter): # presets are the subject of later chapters | 预设是后面几章的内容
+    if self.preset is None and not any(v is not None for v in self.own.values()) and not self.fallback: return
+    from snnbook.ann2snn.presets import PRESETS
+    if self.preset not in PRESETS: raise InputError(f"preset {self.preset!r} is not known, and threshold, neuron, code, post and fallback need one: {', '.join(map(repr, PRESETS))}")
+    if not isinstance(self.T, int) or self.T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {self.T!r}")
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #4b93af2a
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d), (nn.ConvTranspose1d, nn.BatchNorm1d),
@@ -217,6 +236,8 @@ def forward(self: Converter,
     ann: nn.Module, # a trained network, left as it is | 训练好的网络，保持原样
 ) -> fx.GraphModule: # a spiking network, to be run one time step a call | 脉冲网络，每次调用走一个时间步
     "Convert a network | 转换网络"
+    from snnbook.ann2snn.network import SpikingGraph
+    if self.preset is not None: return self.by_preset(ann)
     rules = _all(self.rules)
     net = twin(ann)
     device = self.device or _device(net)
@@ -234,7 +255,7 @@ def forward(self: Converter,
                 n.replace_all_uses_with(n.args[0]); gm.graph.erase_node(n)
         gm.recompile()
         snn = self.replace_by_neurons(self._calibrate(net, gm, device))
-    return (snn if self.device is None else snn.to(device)).eval()
+    return SpikingGraph.of(snn if self.device is None else snn.to(device))
 
 @patch
 def convert_to_spiking_neurons(self: Converter,

@@ -68,11 +68,11 @@ def run(self: SpikingGraph,
     if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
     reset_net(self)
     try:
-        every = []
+        total, every = None, []
         for t in range(1, T + 1):
             y = self(*(x if isinstance(x, (tuple, list)) else (x,)))
             total = y if t == 1 else tree_map(lambda a, b: a + b if isinstance(a, Tensor) else b, total, y)
-            if all_steps or t == T: every.append(tree_map(lambda v: self.code.read(v, t) if isinstance(v, Tensor) else v, total))
+            if all_steps or t == T: every.append(tree_map(lambda v, t=t: self.code.read(v, t) if isinstance(v, Tensor) else v, total))
     finally: reset_net(self)
     return tree_map(lambda *v: torch.stack(v) if isinstance(v[0], Tensor) else v[0], *every) if all_steps else every[0]
 

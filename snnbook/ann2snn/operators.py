@@ -121,8 +121,8 @@ class Method(nn.Module):
     def __init__(self,
         f: Callable | str, # a function, or the name of a method of tensors | 函数，或张量方法的名字
         args: tuple = (),  # constant arguments behind the first | 第一个之后的常数参数
-        kwargs: dict = {}, # constant named arguments | 具名的常数参数
-    ): super().__init__(); self.f, self.args, self.kwargs = f, args, dict(kwargs)
+        kwargs: dict | None = None, # constant named arguments | 具名的常数参数
+    ): super().__init__(); self.f, self.args, self.kwargs = f, args, dict(kwargs or {})
     def forward(self,
         *args: Any,    # tensors | 张量
         **kwargs: Any, # passed on | 原样传递
@@ -217,7 +217,7 @@ def pool_first(gm: fx.GraphModule, # with sites, changed in place | 带位点，
         if not (s := site(n)) or s.kind != 'pool' or not n.args: continue
         r = n.args[0]
         if not (q := site(r)) or q.kind != 'relu' or len(r.users) > 1: continue
-        n.replace_all_uses_with(r, delete_user_cb=lambda u: u is not n)
+        n.replace_all_uses_with(r, delete_user_cb=lambda u, n=n: u is not n)
         n.args = (r.args[0], *n.args[1:]); r.args = (n,)
         n.append(r)
     gm.graph.lint(); gm.recompile()
