@@ -431,3 +431,17 @@ def test_spikingjelly_conversion():
     for m in theirs.modules(): hasattr(m, 'reset') and m.reset()
     with torch.no_grad(): y = sum(theirs(x) for _ in range(32)) / 32
     torch.testing.assert_close(mean(ours, x, 32), y, atol=2e-2, rtol=1e-2)   # folds round differently, and a spike may move by a step
+
+
+def test_compiled_networks_and_missing_devices_are_refused_in_words():
+    net, loader = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), [torch.rand(8, 4)]
+    for compiled in torch.compile(net), torch.jit.trace(net, loader[0]):
+        with pytest.raises(ConversionError, match='before it was compiled'): Converter(loader)(compiled)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConversionError, match="cannot be moved to the device 'cuda'"): Converter(loader, device='cuda')(net)
+
+
+def test_a_long_line_of_source_is_cut_in_messages():
+    f = lambda x: x.tanh()  # a comment that is long, and longer, and longer still, and goes on and on, until nobody would want to see all of it in a message
+    with pytest.raises(ConversionError) as e: Converter([torch.rand(8, 6)])(Fn(f))
+    assert '...' in str(e.value) and 'want to see all' not in str(e.value)

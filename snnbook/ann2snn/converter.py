@@ -242,8 +242,9 @@ def forward(self: Converter,
     net = twin(ann)
     device = self.device or _device(net)
     if device is not None and device.type == 'meta': raise ConversionError("there are no numbers on the device 'meta', so nothing can be calibrated there")
+    try: net = net if self.device is None else net.to(device)
+    except (AssertionError, RuntimeError, NotImplementedError) as e: raise ConversionError(f"{type(ann).__name__} cannot be moved to the device {str(device)!r}: {e}") from e
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
-        if self.device is not None: net = net.to(device)
         gm = out_of_place(trace(net, rules))
         gm.graph.eliminate_dead_code() # a branch that nobody uses is not converted | 没有人用的分支不转换
         if rules: check(gm, rules, self.strict)

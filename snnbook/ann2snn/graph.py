@@ -37,6 +37,8 @@ def twin(
 # %% ../../nbs/ann2snn/04_graph.ipynb #789d8368
 _OURS = os.path.dirname(os.path.abspath(__file__)) if '__file__' in globals() else '?'
 
+def _short(line): return line if len(line) <= 100 else line[:97] + '...'
+
 def _foreign(path): return not path.startswith((os.path.dirname(torch.__file__), _OURS))
 
 def source_of(
@@ -46,7 +48,7 @@ def source_of(
     frames = re.findall(r'File "(.+?)", line (\d+), in .+\n?(?:    (\S.*))?', node.stack_trace or '')
     inside = [i for i, f in enumerate(frames) if f[0].startswith(_OURS)]     # what stands before is the caller's | 在此之前的是调用者的
     frames = [f for f in frames[inside[-1] if inside else 0:] if _foreign(f[0])]
-    return '{}:{}'.format(*frames[-1][:2]) + (f', {frames[-1][2]}' if frames[-1][2] else '') if frames else ''
+    return '{}:{}'.format(*frames[-1][:2]) + (f', {_short(frames[-1][2])}' if frames[-1][2] else '') if frames else ''
 
 def _claims(rule, module, name): # would the rule take a call of this module? | 规则会认领对这个模块的调用吗？
     g = fx.Graph()
@@ -66,6 +68,8 @@ def trace(
     "Write down what a network computes | 把网络的计算写成图"
     tracer = _Tracer(rules)
     if tracer.is_leaf_module(net, '') and not isinstance(net, fx.GraphModule): net = nn.Sequential(net) # a network of one layer | 只有一层的网络
+    if isinstance(net, torch.jit.ScriptModule) or type(net).__name__ == 'OptimizedModule': raise ConversionError(
+        f"{type(net).__name__} is compiled, and its forward can no longer be followed: convert the network from before it was compiled or scripted")
     fixed = {n: p.default for n, p in inspect.signature(net.forward).parameters.items() if p.default is None or isinstance(p.default, (bool, str))}
     try: gm = fx.GraphModule(net, tracer.trace(net, fixed or None), type(net).__name__)
     except Exception as e:

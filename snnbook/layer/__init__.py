@@ -17,3 +17,6 @@ from .conv_bn import *
 from .synapse import *
 from .recurrent import *
 from .stdp import *
+
+# %% ../../nbs/layer/00_layer.ipynb #3f6df674
+__all__ = [n for n, c in list(globals().items()) if isinstance(c, type) and c.__module__.startswith(f'{__name__}.')] # for `from ... import *` | 供星号导入
