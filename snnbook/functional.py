@@ -78,8 +78,8 @@ def t_last_multi_step_forward(
     return _to_last(multi_step_forward(tuple(map(_to_first, seqs)), single_step_module))
 
 # %% ../nbs/04_functional.ipynb #fe7d4277
-def _no_memory(who, modules):
-    if bad := [(n, m) for n, m in _inside(modules) if isinstance(m, MemoryModule)]: raise InputError(
+def _no_memory(who, modules): # ours, or another library's that declares memories | 本库的，或别的库里声明了记忆的
+    if bad := [(n, m) for n, m in _inside(modules) if isinstance(m, MemoryModule) or hasattr(type(m), 'register_memory')]: raise InputError(
         f"{who} takes all time steps as one batch, so nothing in it may have a memory, but these have: {_say(bad)}. "
         "Walk through time with multi_step_forward (MultiStepContainer), or set step_mode='m' and call the module itself")
 

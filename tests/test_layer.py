@@ -78,3 +78,12 @@ def test_like_spikingjelly():
     conv, x = nn.Conv1d(2, 3, 3), torch.randn(4, 3, 2, 8)
     for f in 'multi_step_forward', 'seq_to_ann_forward': assert_close(getattr(functional, f)(x, conv), getattr(sj, f)(x, conv))
     for f in 't_last_multi_step_forward', 't_last_seq_to_ann_forward': assert_close(getattr(functional, f)(x.movedim(0, -1), conv), getattr(sj, f)(x.movedim(0, -1), conv))
+
+
+def test_memories_of_another_library_are_refused_by_name():
+    class Foreign(nn.Module): # SpikingJelly's neurons declare their memories by this method too
+        def register_memory(self, name, value): setattr(self, name, value)
+        def forward(self, x): return x
+    for make in layer.SeqToANNContainer, layer.TLastSeqToANNContainer:
+        with pytest.raises(ValueError, match=r"'1.0' \(Foreign\)"): make(nn.ReLU(), nn.Sequential(Foreign()))
+    with pytest.raises(ValueError, match='Foreign'): functional.seq_to_ann_forward(torch.rand(3, 2, 4), Foreign())
