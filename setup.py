@@ -1,11 +1,11 @@
 "The package for pip: every fact comes from settings.ini"
 from configparser import ConfigParser
-import shlex, setuptools
+import setuptools
 
 config = ConfigParser(delimiters=['='])
 config.read('settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-needs = {extra: shlex.split(cfg[f'{extra}_requirements']) for extra in ('dev', 'interop', 'data', 'triton')}
+needs = {extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'interop', 'data', 'triton')}
 
 setuptools.setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -13,7 +13,7 @@ setuptools.setup(
     project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
     long_description=open('README.md', encoding='utf-8').read(), long_description_content_type='text/markdown',
     packages=setuptools.find_packages(include=['snnbook', 'snnbook.*']), package_data={'snnbook': ['py.typed']},
-    python_requires='>=' + cfg['min_python'], install_requires=shlex.split(cfg['requirements']), extras_require=needs,
+    python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=needs,
     entry_points={'console_scripts': [cfg['console_scripts']], 'nbdev': ['snnbook=snnbook._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Developers', 'Intended Audience :: Science/Research',
                  'Intended Audience :: Education', 'Natural Language :: English', 'Natural Language :: Chinese (Simplified)',
