@@ -222,7 +222,7 @@ def check(
     lines = [f"- {label(n, modules)}: {why}" + (". It is the last step: apply it to the mean over time instead" if _is_head(n, modules) else '')
              for n, why in found]
     text = (f"{len(found)} place{'s' * (len(found) > 1)} in {type(gm).__name__} cannot be converted:\n" + '\n'.join(lines) +
-            "\nUse ReLU instead, or write a rule and pass it: class MyRule(BaseRule): patterns = (nn.GELU, F.gelu); Converter(..., rules=[ReLURule(), MyRule()])")
+            "\nUse ReLU instead, or write a rule and pass it: class MyRule(BaseRule): patterns = (nn.GELU, F.gelu); Converter(..., rules=[ReLURule(), MyRule()]). A rule of patterns alone puts an IF neuron there, which computes a ReLU: for another function give it a replace_with_neurons of its own")
     if strict: raise ConversionError(text + ". strict=False leaves these as they are and only warns")
     warnings.warn(text + "\nThese stay as they are, so the spiking network does not approach the original")
 
