@@ -19,6 +19,7 @@ from .statistics import Balance, ChannelHook, ChannelTally, LeastSquares, Moment
 from .operators import MixingRule, PointwiseRule, ProductRule, RectifierRule
 from .network import Parts, SpikingGraph
 from .presets import PRESETS, BiasCorrection
+from .report import Report
 
 # %% ../../nbs/ann2snn/07_init.ipynb #336ee39b
 _all_ = ['Converter', 'download_url', 'ReLURule', 'NeuronFactory', 'HookFactory', 'ThresholdOptimizer']

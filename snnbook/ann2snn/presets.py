@@ -203,7 +203,8 @@ def by_preset(self: Converter,
         stats, sample, samples = _look(gm, itertools.chain([first], feed), self.calibration)
         if not stats: warnings.warn(f"no activation was found in {type(ann).__name__}: the result has no spiking neuron")
         snn = choose(gm, stats, self.candidates(), self.T, sample)
-    snn.made.__dict__.update(ann=[gm], stats=stats, samples=samples, preset=self.preset, sample=sample)
+    norms = lambda m: sum(isinstance(b, nn.modules.batchnorm._BatchNorm) for b in m.modules())
+    snn.made.__dict__.update(ann=[gm], stats=stats, samples=samples, preset=self.preset, sample=sample, folded=norms(net) - norms(gm))
     _warn(snn)
     return snn if self.device is None else snn.to(device)
 
