@@ -87,5 +87,5 @@ def conversion_explorer(
         if image not in kept: kept[image] = record(snn, images[image:image + 1], ann, T)
         return kept[image]._replace(t=t)
     controls = dict(image=choice('image | 图像', [*range(min(len(images), 50))]), t=slider('t', 1, T, min(8, T)))
-    stops = sorted({t for t in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64) if t <= T} | {T})
+    stops = [*range(1, T + 1)] if T <= 20 else sorted({t for t in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64) if t <= T} | {T})
     return Explorer(controls, Part(model, _view, _said, (8.4, 2.5)), frames=('t', stops), lang=lang)
