@@ -1,5 +1,6 @@
 "Each notebook is a test under its own name; how it is run is told in nbs/book/03_run.ipynb"
 import pytest
+from snnbook.base import SnnError
 from snnbook.book.notebook import find_root, read_nb
 from snnbook.book.run import CellError, execute, local_flags
 
@@ -26,6 +27,6 @@ class Chapter(pytest.Item):
             raise
 
     def repr_failure(self, excinfo, style=None):
-        return str(excinfo.value) if isinstance(excinfo.value, CellError) else super().repr_failure(excinfo, style)
+        return str(excinfo.value) if isinstance(excinfo.value, SnnError) else super().repr_failure(excinfo, style)
 
     def reportinfo(self): return self.path, None, self.name
