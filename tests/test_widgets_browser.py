@@ -45,8 +45,10 @@ def lab(tmp_path_factory):
     pytest.importorskip('jupyterlab', reason='needs the package jupyterlab')
     home, port = tmp_path_factory.mktemp('lab'), free_port()
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1',
-           **{k: str(home/'.j'/k) for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'MPLCONFIGDIR')}}
+           **{k: str(home/'.j'/k) for k in ('JUPYTERLAB_SETTINGS_DIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'MPLCONFIGDIR')}}
     for k in ('SNNBOOK_LANG', 'SNNBOOK_STATIC'): env.pop(k, None)
+    news = home/'.j/JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
+    news.parent.mkdir(parents=True); news.write_text('{"fetchNews": "false"}')  # no question about news over the notebook
     (home/'nb').mkdir(); log = open(home/'log', 'w')
     p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0', "--IdentityProvider.token=",
         '--ServerApp.disable_check_xsrf=True', f"--ServerApp.root_dir={home/'nb'}", '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],

@@ -55,7 +55,7 @@ def _view(fig, r):
     n, T = len(r.spikes), len(r.mean)
     ax = fig.subplot_mosaic([['image', *r.spikes, 'bars']], width_ratios=[.7, *[1.6] * n, 1.6]); fig.subplots_adjust(.04, .19, .99, .93, .35)
     im = r.image.flatten(0, -3)[0] if r.image.dim() > 2 else r.image
-    ax['image'].imshow(im, cmap='gray_r'); ax['image'].set(xticks=[], yticks=[])
+    ax['image'].imshow(im, cmap='gray_r'); ax['image'].set_axis_off()
     for k, s in r.spikes.items():
         s = s[:, ::max(1, s.shape[1] // 64)].clone(); s[r.t:] = 0
         plot.raster(s, ax=ax[k]); ax[k].axvline(r.t - .5, color='gray', lw=.8); ax[k].set(xlim=(-.5, T - .5), ylabel='')

@@ -100,7 +100,7 @@ def _made(c, lang): # the widget of a description | 由描述制作部件
     w, o = need('ipywidgets'), dict(c.options)
     if 'options' in o: o['options'] = [(say(k, lang), v) for k, v in o['options'].items()]
     if c.kind.endswith('Slider') and 'options' not in o: o['readout_format'] = 'd' if c.kind == 'IntSlider' else '.3g'
-    return getattr(w, c.kind)(description=say(c.label, lang), style=dict(description_width='8em'), layout=dict(width='26em', max_width='100%'), **o)
+    return getattr(w, c.kind)(description=say(c.label, lang), style=dict(description_width='7em'), layout=dict(width='23em', max_width='100%'), **o)
 
 # %% ../../nbs/widgets/00_explorer.ipynb #c5fdcd50
 class Part(NamedTuple):
@@ -183,7 +183,7 @@ def widget(self: Explorer) -> Any: # controls, pictures and words in a box | 装
     if self._widget is not None: return self._widget
     w = need('ipywidgets')
     self.made = {n: _made(c, self.lang) for n, c in self.controls.items()}
-    self._images, self._notes = [w.Image(format='png', layout=dict(max_width='100%', object_fit='contain')) for _ in self.parts], [w.HTML() for _ in self.parts]
+    self._images, self._notes = [w.Image(format='png', layout=dict(max_width='100%', object_fit='contain', align_self='flex-start')) for _ in self.parts], [w.HTML() for _ in self.parts]
     pressed = [w.Button(description=say(label, self.lang), layout=dict(width='auto')) for label in self.buttons]
     for b, act in zip(pressed, self.buttons.values()): b.on_click(self._press(act))
     columns = w.Box([*self.made.values(), *pressed], layout=dict(display='flex', flex_flow='row wrap'))
@@ -253,7 +253,7 @@ def static(self: Explorer,
         nonlocal size
         shown = [self._shown(i, now, small=True) for i, n in enumerate(self._needs) if (name in n) is moves]
         size += sum(len(p) for p, _ in shown) * 4 // 3
-        return [x for p, t in shown for x in (w.Image(value=p, format='png', layout=dict(max_width='100%', object_fit='contain')), w.HTML(html.escape(t)))]
+        return [x for p, t in shown for x in (w.Image(value=p, format='png', layout=dict(max_width='100%', object_fit='contain', align_self='flex-start')), w.HTML(html.escape(t)))]
     stack, rest = w.Stack([w.VBox(page(True, {**now, name: v})) for v in values]), page(False, now)
     if size > LIMIT: raise InputError(f"{len(values)} pictures take {size // 1000} KB, more than {LIMIT // 1000}: give fewer values")
     stack.selected_index = start = min(range(len(values)), key=lambda i: (values[i] != now[name], i))

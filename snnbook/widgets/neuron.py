@@ -51,11 +51,14 @@ def respond(
     high: float = 3., # strongest constant input of the f-I curve | f-I 曲线中最强的恒定输入
 ) -> Response: # potentials, spikes and rates | 膜电位、脉冲与发放率
     "A neuron with an input, and its f-I curve | 神经元对一个输入的反应，以及它的 f-I 曲线"
-    node, drives = copy.deepcopy(node), torch.linspace(0, high, 41)
-    node.step_mode, node.store_v_seq, node.backend = 'm', True, 'torch'
+    node, drives, h = copy.deepcopy(node), torch.linspace(0, high, 41), []
+    if (charge := getattr(node, 'neuronal_charge', None)) is None: raise InputError(f"{type(node).__name__} has no potential that is charged step by step, so there is nothing to draw")
+    node.step_mode = 's'
+    def charged(x): charge(x); h.append(node.v)  # the potential before it is reset | 复位之前的膜电位
+    node.neuronal_charge = charged
     reset_net(node)
-    with torch.no_grad(): s = node(torch.cat([x[:, None], drives.expand(len(x), -1)], 1))    # [T, 42]
-    return Response(x, node.v_seq[:, 0], s[:, 0], drives, s[:, 1:].mean(0), node)
+    with torch.no_grad(): s = torch.stack([node(t) for t in torch.cat([x[:, None], drives.expand(len(x), -1)], 1)])    # [T, 42]
+    return Response(x, torch.stack(h)[:, 0], s[:, 0], drives, s[:, 1:].mean(0), node)
 
 # %% ../../nbs/widgets/02_neuron.ipynb #ae260afb
 NODES = dict(IF=IFNode, LIF=LIFNode, PLIF=ParametricLIFNode, QIF=QIFNode, EIF=EIFNode)
