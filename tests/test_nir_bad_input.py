@@ -173,3 +173,36 @@ def test_same_errors_under_python_O(good, tmp_path):
     code = f"from snnbook import nir_exchange as nx\ntry: nx.import_from_nir({str(path)!r})\nexcept nx.NIRError as e: print('ok', e)"
     out = subprocess.run([sys.executable, '-O', '-c', code], capture_output=True, text=True, check=True).stdout
     assert out.startswith('ok') and 'Magic' in out
+
+
+@pytest.mark.parametrize('given, word', [(dict(dtype='float32'), 'dtype'), (dict(dtype=torch.int32), 'dtype'), (dict(device='no such'), 'device'),
+                                         (dict(trainable=('taus',)), 'taus'), (dict(trainable='taus'), 'taus')])
+def test_settings_in_words(good, given, word):
+    with pytest.raises(nx.NIRError, match=word): nx.import_from_nir(good, **given)
+
+
+def test_one_name_is_not_a_set_of_letters(good):
+    m = nx.import_from_nir(good, trainable='v_threshold')                    # 'r' occurs in the word
+    assert {k.rpartition('.')[2] for k, _ in m.named_parameters()} == {'v_threshold', 'weight', 'bias'}
+
+
+@pytest.mark.parametrize('name', ['r', 'v_leak', 'v_threshold'])
+def test_a_number_too_large_for_the_type(name):
+    value = ones.astype('f8'); value[1] = 1e300
+    with pytest.raises(nx.NIRError, match=f"'lif': its {name} reaches 1e.300.*float64"): nx.import_from_nir(net(**{name: value}))
+    nx.import_from_nir(net(**{name: value}), dtype=torch.float64)
+
+
+@pytest.mark.parametrize('w_in', [np.float64(2), np.full(1, 2.), np.full(3, 2.)])
+def test_one_w_in_for_all(tmp_path, w_in):
+    with h5py.File(tmp_path / 'a.nir', 'w') as f:
+        p = dict(tau_syn=ones * 5e-4, tau_mem=ones * 1e-3, r=ones * 9, v_leak=ones * 0, v_threshold=ones, w_in=w_in)
+        for k, v in dict(p, type='CubaLIF').items(): f[f'node/{k}'] = v
+    assert nx.load(tmp_path / 'a.nir').nodes['node'].params['w_in'].tolist() == [2, 2, 2]
+
+
+def test_files_are_closed(good):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        nx.load(good)
+    assert not [w for w in seen if w.category is ResourceWarning]

@@ -18,7 +18,7 @@ from ..dynamics import decay, if_charge, lif_charge, lif_charge_whole, where
 from ..kernels.torch import reset
 from ..surrogate import Sigmoid
 from .time import Conventions, NIRError, NIRWarning, gains
-from .read import NEURONS, STATEFUL, Graph, Node, load
+from .read import NEURONS, STATEFUL, TYPES, Graph, Node, load
 from .graph import Plan, _pair, check, of_node, plan, shapes
 from .reference import per_step
 
@@ -560,6 +560,23 @@ def __reduce__(self: NIRModule): return _rebuild, (self._content(),)
 def __deepcopy__(self: NIRModule, memo): return _rebuild(copy.deepcopy(self._content(), memo))
 
 # %% ../../nbs/nir_exchange/04_import.ipynb #5d9f78b1
+_learn = {'threshold', *(p for k in NEURONS for p in TYPES[k])}
+
+def _settings(dtype, trainable): # what the user asked for, or why it cannot be | 用户的要求，或不能满足的原因
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point: raise NIRError(f"dtype must be a floating type such as torch.float32, not {dtype!r}")
+    if isinstance(trainable, str): trainable = (trainable,)
+    if not isinstance(trainable, bool) and (odd := set(trainable or ()) - _learn):
+        raise NIRError(f"trainable must be True, False or names among {', '.join(sorted(_learn))}, not {', '.join(map(repr, sorted(odd, key=str)))}")
+    return trainable
+
+def _fits(p, dtype, name): # a number beyond dtype would become infinite in silence | 超出 dtype 的数会悄悄变成无穷大
+    most = torch.finfo(dtype).max
+    for k, n in p.nodes.items():
+        for q, v in n.params.items():
+            if hasattr(v, 'dtype') and q not in ('delay', 'tau', 'tau_syn', 'tau_mem') and v.size and float(abs(v).max()) > most:
+                raise NIRError(f"{name}node {k!r}: its {q} reaches {abs(v).max():g}, more than {dtype} can hold: use dtype=torch.float64")
+
+# %% ../../nbs/nir_exchange/04_import.ipynb #918a1e8b
 def import_from_nir(
     graph: Any,                          # a path, a `nir.NIRGraph` or a `Graph` | 路径、`nir.NIRGraph` 或 `Graph`
     dt: float = None,                    # step in seconds; by default what the file recommends, else 1e-4 | 步长，单位秒；默认取文件的建议，否则 1e-4
@@ -578,7 +595,7 @@ def import_from_nir(
     "Make a network from a NIR graph | 由 NIR 图构造网络"
     given = dict(given, dt=dt)
     if isinstance(probes, str): probes = (probes,)
-    if not dtype.is_floating_point: raise NIRError(f"dtype must be a floating type, not {dtype}")
+    trainable = _settings(dtype, trainable)
     if isinstance(graph, (NIRModule,)): graph = graph.nir
     g = load(graph)
     findings = check(g, peer, **given)
@@ -589,6 +606,7 @@ def import_from_nir(
         warnings.warn(text, NIRWarning, stacklevel=2)
     if odd := [f for f in findings if f.level == 'warning']: warnings.warn(name + '; '.join(str(f).removeprefix('warning: ') for f in odd), NIRWarning, stacklevel=2)
     p = plan(g)
+    _fits(p, dtype, name)
     cs = {k: of_node(n, g, peer, **given) for k, n in p.nodes.items()}
     modules = {k: module_of(n, cs[k], dtype, trainable, surrogate_function) for k, n in p.nodes.items() if n.type not in ('Input', 'Output')}
     settings = dict(conventions=of_node(Node('Input'), g, peer, **given), report=findings, shapes=shapes(p, []), step_mode=step_mode, return_state=return_state,
@@ -596,4 +614,5 @@ def import_from_nir(
     gm = NIRModule(g, p, modules, seen, settings)
     if lost := [k for m in gm.children() if isinstance(m, Loop) for k in m.group if settings['shapes'][k][0] is None]:
         raise NIRError(f"{name}node {lost[0]!r}: its shape is not known: give the Input a shape")
-    return gm.to(device)
+    try: return gm.to(device)
+    except (RuntimeError, AssertionError) as e: raise NIRError(f"device={device!r} cannot be used: {str(e)[:200]}") from e

@@ -89,7 +89,8 @@ def _node(kind, given, metadata, where, notes):
         params[name] = np.zeros(like.shape[:1], like.dtype) if name == 'bias' else np.full_like(like, name == 'w_in')
         if name == 'v_reset': notes.append(f"{where} has no v_reset: 0 is taken")
     if extra := sorted(set(given) - set(TYPES[kind])): notes.append(f"{where} ({kind}) has {', '.join(extra)}, which NIR does not know: ignored")
-    if kind in ('CubaLI', 'CubaLIF') and params['w_in'].ndim == 0: params['w_in'] = np.full_like(params['v_leak'], params['w_in'])
+    if kind in ('CubaLI', 'CubaLIF') and (params['w_in'].ndim == 0 or params['w_in'].shape == (1,)): # nir spreads both | nir 两者都会展开
+        params['w_in'] = np.full_like(params['v_leak'], params['w_in'].item())
     return Node(kind, params, metadata)
 
 def _known(kind, where):
@@ -173,7 +174,8 @@ def _look(path): # a file that cannot be HDF5, in words | 用文字说明一个�
     if path.is_dir(): raise NIRError(f"{path} is a folder: name the file in it")
     if not path.is_file(): raise NIRError(f"{path} is no ordinary file")
     if path.stat().st_size == 0: raise NIRError(f"{path} is empty")
-    try: head = path.open('rb').read(4096)
+    try:
+        with path.open('rb') as f: head = f.read(4096)
     except OSError as e: raise NIRError(f"{path} cannot be opened: {e.strerror}") from e
     if head[:8] == b'\x89HDF\r\n\x1a\n' or need('h5py').is_hdf5(path): return
     what = 'a zip archive (a PyTorch checkpoint?)' if head[:2] == b'PK' else 'a gzip archive' if head[:2] == b'\x1f\x8b' else \
