@@ -1,0 +1,149 @@
+"Presets: every operator is right or refused by name, the network is untouched, a run cannot be corrupted, and architectures of torchvision"
+import copy, itertools, os, re, subprocess, sys, time, warnings
+import pytest, torch
+from torch import nn
+from torch.nn import functional as F
+from snnbook.ann2snn import (BaseRule, CodedNeuron, ConversionError, Converter, DeltaCode, LeastSquares, MultiThresholdIF, RateCode, SignedIF, SpikingGraph)
+from snnbook.ann2snn.bench import NETS
+from snnbook.ann2snn.presets import PRESETS, nmse
+from snnbook.base import InputError
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+class Vector(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.a, self.b = f, nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x): return self.b(self.f(self.a(x)))
+
+
+class Image(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.a, self.b = f, nn.Conv2d(1, 4, 3, padding=1), nn.LazyLinear(4)
+
+    def forward(self, x): return self.b(self.f(self.a(x).relu()).flatten(1))
+
+
+class Plain(nn.ReLU): pass
+class Leaky(nn.ReLU):
+    def forward(self, x): return F.leaky_relu(x, .2)
+
+
+def vectors(n=64): return torch.rand(n, 6, generator=torch.Generator().manual_seed(1))
+def images(n=24): return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+VECTORS = {
+    'F.relu': F.relu, 'torch.relu': torch.relu, '.relu': lambda x: x.relu(), 'clamp min': lambda x: x.clamp(min=0), 'maximum': lambda x: torch.maximum(x, torch.zeros_like(x)),
+    'in place': nn.ReLU(inplace=True), 'subclass': Plain(), 'other forward': Leaky(), 'ReLU6': nn.ReLU6(), 'LeakyReLU': nn.LeakyReLU(), 'PReLU': nn.PReLU(), 'PReLU 12': nn.PReLU(12),
+    'GELU': nn.GELU(), 'SiLU': nn.SiLU(), 'Sigmoid': nn.Sigmoid(), 'Tanh': nn.Tanh(), 'Hardtanh': nn.Hardtanh(), 'ELU': nn.ELU(), 'Hardswish': nn.Hardswish(), 'Softmax': nn.Softmax(1),
+    'LayerNorm': nn.LayerNorm(12), 'GroupNorm': nn.GroupNorm(2, 12), 'RMSNorm': nn.RMSNorm(12), 'a*a': lambda x: x * x, 'gate': lambda x: F.relu(x) * torch.sigmoid(x), 'a/b': lambda x: x / (1 + x.abs()),
+    'x**2': lambda x: x**2, 'constants': lambda x: 1 - F.relu(x + .5) / 2, 'log_softmax': lambda x: F.log_softmax(x, 1), 'dropout': nn.Sequential(nn.ReLU(), nn.Dropout(inplace=True)),
+    'normalize': lambda x: F.normalize(x), 'std': lambda x: x / x.std(1, keepdim=True), 'twice': lambda x: F.relu(F.relu(x) - .3)}
+IMAGES = {
+    'max_pool2d': lambda x: F.max_pool2d(x, 2), 'AdaptiveMaxPool2d': nn.AdaptiveMaxPool2d(2), 'avg_pool2d': lambda x: F.avg_pool2d(x, 2), 'adaptive': lambda x: F.adaptive_avg_pool2d(x, 2),
+    'LPPool2d': nn.LPPool2d(2, 2), 'interpolate': lambda x: F.interpolate(x, scale_factor=2), 'squeeze and excite': lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    'InstanceNorm2d': nn.InstanceNorm2d(4, affine=True), 'pad': nn.ConstantPad2d(1, .3), 'cat': lambda x: torch.cat([x, x * 0 + 1], 1), 'BatchNorm': nn.BatchNorm2d(4)}
+REFUSED = {'argsort': lambda x: x.argsort(1).float(), 'select': lambda x: x[x > 0].sum(), 'cumprod': lambda x: x.cumprod(1), 'sort': lambda x: x.sort(1).values, 'compare': lambda x: x * (x > 0)}
+
+
+@pytest.mark.parametrize('name', [*VECTORS, *IMAGES])
+def test_every_operator(name):
+    net, x = (Vector(VECTORS[name]), vectors()) if name in VECTORS else (Image(IMAGES[name]), images())
+    net(x); net.eval()
+    want = net(x).detach()
+    for preset, few, many in ('multi', 2, 8), ('annealed', 3, 14), ('signed', 4, 32), ('binary', 4, 64):
+        a, b = (nmse(Converter([x], preset=preset, T=T)(net).run(x), want) for T in (few, many))
+        assert b < a / 2 and b < 4e-3, (preset, a, b)
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_refused_by_name(name):
+    with pytest.raises(ConversionError, match='cannot be converted|cannot follow'): Converter([vectors()], preset='multi')(Vector(REFUSED[name]).eval())
+
+
+def test_a_fallback_is_listed():
+    net, x = Vector(lambda x: x.cumprod(1)).eval(), vectors()
+    snn = Converter([x], preset='multi', T=8, fallback=True)(net)
+    assert nmse(snn.run(x), net(x).detach()) < 1e-4 and 'cumprod' in str(snn.report().whole['operators that do not spike'])
+
+
+@pytest.mark.parametrize('preset', [*PRESETS])
+def test_the_network_is_untouched(preset):
+    net, x = NETS['resnet'][0]().train(), torch.rand(16, 1, 16, 16)
+    net[0].weight.requires_grad_(False); net[1].eval()
+    state = lambda: ({k: v.clone() for k, v in net.state_dict().items()}, [(m.training, len(m._forward_hooks)) for m in net.modules()], [p.requires_grad for p in net.parameters()])
+    before, rng = state(), torch.get_rng_state()
+    snn = Converter([x], preset=preset, T=2)(net)
+    after = state()
+    assert before[1:] == after[1:] and all(torch.equal(before[0][k], after[0][k]) for k in before[0]) and torch.equal(rng, torch.get_rng_state())
+    mine = {t.data_ptr() for t in itertools.chain(net.parameters(), net.buffers())}
+    assert mine.isdisjoint(t.data_ptr() for t in itertools.chain(snn.parameters(), snn.buffers()))
+
+
+@pytest.mark.parametrize('preset', ['binary', 'signed', 'annealed', 'multi'])
+def test_a_run_cannot_be_corrupted(preset):
+    net, x = Image(IMAGES['max_pool2d']), images()
+    net(x); net.eval()
+    snn = Converter([x], preset=preset, T=4)(net)
+    y = snn.run(x)
+    snn(x); snn(x)                                              # two steps, and nobody resets
+    torch.testing.assert_close(snn.run(x[:5]), y[:5])
+    torch.testing.assert_close(snn.run(x, 4, all_steps=True)[-1], y)
+    assert snn.run(x, 3, all_steps=True).shape == (3, *y.shape)
+
+
+def test_parts_of_ones_own():
+    class Cap(nn.Module):
+        def forward(self, x): return x.clamp(-.2, .7)
+    class CapRule(BaseRule): patterns = (Cap,)
+    net, x = Vector(Cap()).eval(), vectors()
+    assert nmse(Converter([x], preset='signed', T=64, rules=[CapRule()])(net).run(x), net(x).detach()) < 1e-3
+    class Doubled(LeastSquares):
+        def choose(self, seen): return 2 * seen.max
+    snn = Converter([x], preset='annealed', T=8, threshold=Doubled(8), neuron=SignedIF, code=DeltaCode(), post=())(Vector(F.relu).eval())
+    assert isinstance(snn, SpikingGraph) and snn.code.once and sum(isinstance(m, SignedIF) for m in snn.modules()) == 1
+    assert isinstance(Converter([x], preset='multi', code=RateCode())(Vector(F.relu).eval()).code, RateCode)
+    for bad in dict(preset='x'), dict(threshold='mse'), dict(preset='multi', T=0), dict(fallback=True):
+        with pytest.raises(InputError): Converter([x], **bad)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_dtypes(dtype):
+    net, x = Vector(F.relu).eval().to(dtype), vectors().to(dtype)
+    y = Converter([x], preset='annealed', T=8)(net).run(x)
+    assert y.dtype == dtype and nmse(y, net(x).detach()) < 1e-2
+
+
+def test_conversion_is_cheap_in_memory():
+    net, x = NETS['cnn'][0]().eval(), torch.rand(64, 1, 16, 16)
+    snn = Converter([x], preset='signed', T=4)(net)
+    state = lambda: sum(v.numel() for m in snn.modules() if isinstance(m, CodedNeuron) for v in m.memories() if isinstance(v, torch.Tensor))
+    for T in 2, 6:
+        for _ in range(T): snn(x)
+        assert state() == 2 * sum(m.v.numel() for m in snn.modules() if isinstance(m, CodedNeuron))
+        for m in snn.modules(): hasattr(m, 'reset') and m.reset()
+
+
+# architectures, where torchvision is installed
+
+ARCHITECTURES = [('resnet18', {}), ('vgg11_bn', {}), ('alexnet', {}), ('squeezenet1_1', {}), ('mobilenet_v2', {}), ('densenet121', {}), ('googlenet', dict(init_weights=False, aux_logits=False)),
+                 ('shufflenet_v2_x0_5', {}), ('regnet_y_400mf', {}), ('mnasnet0_5', {}), ('efficientnet_b0', {}), ('convnext_tiny', {}), ('vit_b_16', dict(image_size=32)), ('swin_t', {})]
+
+
+@pytest.mark.parametrize('name,kwargs', ARCHITECTURES, ids=lambda v: v if isinstance(v, str) else '')
+def test_architectures(name, kwargs):
+    try: models = pytest.importorskip('torchvision.models', reason='needs torchvision', exc_type=ImportError)
+    except RuntimeError: pytest.skip('torchvision does not fit this torch')
+    torch.manual_seed(0)
+    net, x = getattr(models, name)(weights=None, **kwargs).eval(), torch.rand(4, 3, kwargs.get('image_size', 64), kwargs.get('image_size', 64))
+    with torch.no_grad(): want = net(x)
+    snn = Converter([x], preset='multi', T=4, fallback=name == 'swin_t')(net)
+    ys = snn.run(x, 16, all_steps=True)
+    assert nmse(ys[15], want) < nmse(ys[3], want) and nmse(ys[15], want) < nmse(ys[0], want) / 2
