@@ -119,7 +119,7 @@ def annealed(T: int, # number of steps | 步数
 ) -> list[Parts]: # candidates | 候选
     "Spikes of -1, 0 and 1 whose worth shrinks | 价值递减的 -1、0 和 1"
     gains = {1: [(.6, .6), (.8, .6), (1., .6)], 2: [(.6, .5), (.6, .6), (.75, .5), (.75, .6)], 4: [(.6, .5), (.6, .6), (.75, .5)], 8: [(.6, .55), (.6, .6), (.6, .65)]}
-    gains = gains.get(next((k for k in gains if T <= k), None), [(.6, .6), (.6, .7), (.6, .6, .2)])
+    gains = gains.get(next((k for k in gains if T <= k), None), [(.6, .6), (.6, .7), (.6, .75)])
     return [Parts(f'annealed, {g}, {th}', DeltaCode(Annealing(*g)), SignedIF, th, (BiasCorrection(),) if T <= 4 else ()) for g in gains for th in ('99.9%', 'max')]
 
 def _constant(t): return 1.
@@ -154,7 +154,8 @@ def choose(
     want = gm(*some)
     for parts in candidates:
         snn = build(gm, stats, parts, T, tuple(x[:2] for x in inputs))
-        tested.append((nmse(snn.run(some, T), want) if len(candidates) > 1 else 0., snn))
+        try: tested.append((nmse(snn.run(some, T), want), snn))
+        except RuntimeError as e: raise ConversionError(f"the spiking network cannot take a batch of another size than it was calibrated with ({e}): the network mixes the samples of a batch") from e
     best = min(tested, key=lambda c: c[0] if c[0] == c[0] else torch.inf)[1]
     for p in best.made.parts.post: p(best, gm, inputs, T)
     best.made.tried = {s.made.parts.name: e for e, s in tested}
@@ -190,6 +191,9 @@ def by_preset(self: Converter,
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
         if self.device is not None: net = net.to(device)
         gm = mark(out_of_place(trace(net, rules)))
+        for n in list(gm.graph.nodes): # stochastic depth, out of training, hands its input on | 随机深度在训练之外原样传递输入
+            if n.op == 'call_function' and getattr(n.target, '__name__', '') == 'stochastic_depth' and not n.kwargs.get('training', n.args[-1]):
+                n.replace_all_uses_with(n.args[0]); gm.graph.erase_node(n)
         gm.graph.eliminate_dead_code()
         if self.fallback:
             for n, _ in problems(gm, rules): n.meta['fallback'] = True

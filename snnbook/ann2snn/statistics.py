@@ -137,7 +137,8 @@ class ByMode(_PerChannel):
     ) -> Tensor: # thresholds, `[C]` | 阈值，`[C]`
         "The thresholds | 阈值"
         q, f = parse_mode('max' if self.strategy == 'fixed' else self.strategy)
-        return f * seen.quantile(q)
+        room = 1 + 2 / seen.count**.5 if seen.count < 200 else 1. # the largest of a few is not the largest of many | 少数几个里最大的，不是许多里最大的
+        return f * room * seen.quantile(q)
 
 class LeastSquares(_PerChannel):
     "The threshold with the least mean squared error at `T` steps | 在 `T` 步时均方误差最小的阈值"

@@ -204,8 +204,9 @@ def main(
     argv: list[str], # arguments after the name of the command | 命令名之后的参数
 ) -> int: # exit code | 退出码
     "The command `snnbook bench` | 命令 `snnbook bench`"
+    if list(argv[:1]) == ['conversion']: from snnbook.ann2snn.bench import main as conversion; return conversion(argv[1:]) # a room of its own | 自成一室
     p = argparse.ArgumentParser('snnbook bench', description="measure speed and memory | 测量速度与内存")
-    p.add_argument('suites', nargs='*', help=f"of {', '.join([*suites, 'memory', 'gpu'])}; all if none is named | 测试组，不写则全部")
+    p.add_argument('suites', nargs='*', help=f"of {', '.join([*suites, 'memory', 'gpu'])}, or conversion; all if none is named | 测试组，不写则全部")
     p.add_argument('--smoke', action='store_true', help="small and quick, to see that it runs | 小而快，只看能否运行")
     p.add_argument('--rounds', type=int, default=9, help="rounds of each case | 每个情形的轮数")
     p.add_argument('--allocator', choices=['both', 'default', 'tuned'], default='both', help="as it comes, after tune(), or both | 默认、tune() 之后，或两者")
