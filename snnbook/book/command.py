@@ -34,7 +34,7 @@ def _sync(a):
     _readme(a)
     if _room('site').write_config(find_root()): print('wrote _quarto.yml')
 
-def _build(a): _room('site').build(find_root(), force=a.force)
+def _build(a): _room('site').build(find_root(), force=a.force, move=a.move)
 def _home(a): _room('site').write_home(find_root())
 def _check(a):
     root = find_root()
@@ -64,6 +64,7 @@ def main(
         q = sub.add_parser(name, help=about, description=about)
         if name in ('lint', 'run', 'clean'): q.add_argument('chapters', nargs='*', help="notebooks, all if none is given | 笔记本；不给则为全部")
         if name == 'run': q.add_argument('--flags', default='slow', help="run cells with these flags too (default: slow) | 还要运行带这些标志的单元格（默认 slow）")
+        if name == 'build': q.add_argument('--move', action='store_true', help="run the explorers, so that their sliders work on the pages | 运行交互探索，让滑块在页面上可用")
         if name == 'build': q.add_argument('--force', action='store_true', help="build every page anew | 重新生成每一页")
         if name == 'check': q.add_argument('--built', action='store_true', help="the pages have been built already | 页面已经生成")
     a = p.parse_args(argv)

@@ -222,9 +222,9 @@ def set(self: Explorer,
 
 @patch
 def _repr_mimebundle_(self: Explorer, include=None, exclude=None): # for Jupyter: the widget and a picture | 交给 Jupyter：部件与图片
-    shown = self.static() if os.environ.get('SNNBOOK_STATIC') and self.frames else self.widget
     plain = {'text/plain': ' · '.join(t for t in self.words() if t) or 'explorer', 'image/png': base64.b64encode(self.picture()).decode()}
-    return {**shown._repr_mimebundle_(), **plain}
+    if not os.environ.get('SNNBOOK_STATIC'): return {**self.widget._repr_mimebundle_(), **plain}
+    return {**self.static()._repr_mimebundle_(), **plain} if self.frames else plain
 
 @patch
 def close(self: Explorer):
