@@ -14,6 +14,7 @@ from snnbook.neuron import IFNode, LIFNode
 
 torch.set_num_threads(1)
 quick = settings(max_examples=40, deadline=None)
+torch.manual_seed(0)
 LINEAR = nn.Linear(4, 6), nn.BatchNorm1d(6), torch.randn(5, 4)
 TRANSPOSED = nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), torch.randn(2, 4, 5, 5)
 

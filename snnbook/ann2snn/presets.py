@@ -179,6 +179,14 @@ def _look(gm, feed, keep): # watch all batches, and keep the first samples | 观
         if not h.seen.max.isfinite().all(): raise ConversionError(f"the activations at {path!r} are not finite: a threshold must be a finite positive number")
     return stats, tuple(torch.cat(x)[:keep] for x in zip(*kept)), samples[0]
 
+def _tidy(gm, rules, fallback): # what does nothing goes; what nobody knows is marked, if it may stay | 去掉什么也不做的；没人认识的若可保留就作标记
+    for n in list(gm.graph.nodes): # stochastic depth, out of training, hands its input on | 随机深度在训练之外原样传递输入
+        if n.op == 'call_function' and getattr(n.target, '__name__', '') == 'stochastic_depth' and not n.kwargs.get('training', n.args[-1]):
+            n.replace_all_uses_with(n.args[0]); gm.graph.erase_node(n)
+    gm.graph.eliminate_dead_code()
+    for n, _ in problems(gm, rules) if fallback else (): n.meta['fallback'] = True
+
+# %% ../../nbs/ann2snn/13_presets.ipynb #0364496c
 @patch
 def by_preset(self: Converter,
     ann: nn.Module, # a trained network, left as it is | 训练好的网络，保持原样
@@ -191,12 +199,7 @@ def by_preset(self: Converter,
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
         if self.device is not None: net = net.to(device)
         gm = mark(out_of_place(trace(net, rules)))
-        for n in list(gm.graph.nodes): # stochastic depth, out of training, hands its input on | 随机深度在训练之外原样传递输入
-            if n.op == 'call_function' and getattr(n.target, '__name__', '') == 'stochastic_depth' and not n.kwargs.get('training', n.args[-1]):
-                n.replace_all_uses_with(n.args[0]); gm.graph.erase_node(n)
-        gm.graph.eliminate_dead_code()
-        if self.fallback:
-            for n, _ in problems(gm, rules): n.meta['fallback'] = True
+        _tidy(gm, rules, self.fallback)
         check(gm, rules, self.strict)
         feed = _feed(self.dataloader, _inputs(gm), device, self.progress)
         if (first := next(feed, None)) is None: raise InputError("the data loader gave no batch, so there is nothing to calibrate with: is it empty, or a generator that is used up?")
