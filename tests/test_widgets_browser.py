@@ -161,7 +161,7 @@ def html_manager(tmp_path_factory):
     except subprocess.TimeoutExpired: pytest.skip('npm does not answer')
     if p.returncode: pytest.skip(f'npm could not fetch @jupyter-widgets/html-manager: {p.stderr[-200:]}')
     shutil.unpack_archive(next(folder.glob('*.tgz')), folder)
-    return folder/'package'/'dist'/'embed.js'
+    return folder/'package'/'dist'
 
 PAGE = '''<!doctype html><meta charset="utf-8"><script src="embed.js"></script>
 <script type="application/vnd.jupyter.widget-state+json">{state}</script>{views}'''
@@ -195,14 +195,14 @@ def test_static_pages_need_no_kernel_and_no_network(browser, html_manager, tmp_p
         assert 10 <= len(w.children[1].children) <= 20, name
     state = dict(version_major=2, version_minor=0, state=dependency_state([*stills.values()]))
     views = ''.join(VIEW.format(name=n, view=json.dumps(dict(version_major=2, version_minor=0, model_id=w.model_id))) for n, w in stills.items())
-    shutil.copy(html_manager, tmp_path/'embed.js')
+    shutil.copytree(html_manager, tmp_path, dirs_exist_ok=True)
     (tmp_path/'page.html').write_text(PAGE.format(state=json.dumps(state).replace('</', '<\\/'), views=views), encoding='utf-8')
     with page_of(browser) as (page, errors):
         asked = []
         page.route('**/*', lambda r: r.continue_() if r.request.url.startswith(('file:', 'data:', 'blob:')) else (asked.append(r.request.url), r.abort()))
         page.goto((tmp_path/'page.html').as_uri())
         for name, w in stills.items():
-            chooses(page, page.locator(f'#{name}'), name, *w.children[:2])
+            chooses(page, page.locator(f'#{name}'), name, getattr(w.children[0], 'children', [w.children[0]])[0], w.children[1])
             photo(page.locator(f'#{name}'), f'static-{lang}-{name}')
         assert not asked, asked
     assert not errors, errors

@@ -68,11 +68,16 @@ def _build(model, tau, theta, reset): # a neuron by name | 按名字造神经元
     return NODES[model](v_threshold=theta, v_reset=None if reset == 'soft' else 0., **kwargs)
 
 def _view(fig, r):
-    ax = fig.subplots(1, 2, width_ratios=[2.6, 1]); fig.subplots_adjust(.07, .17, .98, .97, .22)
-    plot.trace(r.v, r.x, r.s, v_threshold=float(r.node.v_threshold), ax=ax[0])
-    ax[1].plot(r.drives, r.rates); ax[1].set(xlabel='$x$', ylabel='$r$', ylim=(-.03, 1.03))
-    ax[1].plot(float(r.x.mean()), float(r.s.mean()), 'o', color=plot.PALETTE[1], ms=5)
+    ax = fig.subplot_mosaic('xf;sf;vf', width_ratios=[2.6, 1], height_ratios=[1.2, .4, 3]); fig.subplots_adjust(.07, .17, .98, .97, .2, .12)
+    theta, low, high = float(r.node.v_threshold), min(0., float(r.x.min())), max(1., float(r.x.max()))
+    ax['x'].step(range(len(r.x)), r.x, where='mid'); ax['x'].set(ylabel='$x$', ylim=(low - .1 * high, 1.15 * high), xticklabels=[])
+    plot.raster(r.s, color=plot.PALETTE[0], ax=ax['s']); ax['s'].set(xlabel='', ylabel='$s$', yticks=[], xticklabels=[])
+    plot.trace(r.v, v_threshold=theta, ax=ax['v']); ax['v'].set(ylim=(min(-.1 * theta, float(r.v.min()) - .1), max(1.3 * theta, float(r.v.max()) + .1)))
+    ax['x'].set_xlim(ax['v'].get_xlim())
+    ax['f'].plot(r.drives, r.rates); ax['f'].set(xlabel='$x$', ylabel='$r$', ylim=(-.03, 1.03))
+    ax['f'].plot(float(r.x.mean()), float(r.s.mean()), 'o', color=plot.PALETTE[1], ms=5)
 
+# %% ../../nbs/widgets/02_neuron.ipynb #860f0ecb
 def _said(r):
     n, first = int(r.s.sum()), r.s.nonzero()
     start = f't = {int(first[0])}' if n else '-'
