@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 import torch
 from torch import Tensor, nn
-from .base import InputError, where_is
+from .base import InputError, where_is, _map
 
 # %% ../nbs/07_monitor.ipynb #c37aad9b
 class _Hook:
@@ -125,6 +125,10 @@ class InputMonitor(BaseMonitor):
         self.function_on_input = function_on_input
         self._watch(net, instance, 'register_forward_pre_hook')
     def _value(self, module, inputs): return self.function_on_input(_single(inputs))
+
+# %% ../nbs/07_monitor.ipynb #4302ad3b
+@patch
+def __getstate__(self: BaseMonitor): return {**self.__dict__, 'hooks': [], 'records': [_map(Tensor.detach, r) for r in self.records]}
 
 # %% ../nbs/07_monitor.ipynb #96a69cd0
 @patch

@@ -8,7 +8,7 @@ __all__ = ['PALETTE', 'STYLE', 'style', 'raster', 'trace', 'heatmap', 'rates', '
 
 # %% ../nbs/08_plot.ipynb #7299333f
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 import torch
@@ -84,7 +84,7 @@ def trace(
     ax: Any = None,                   # axes to draw on, or none for new ones | 要画在上面的坐标轴，不给则新建
 ) -> Any: # the axes of the potential | 膜电位所在的坐标轴
     "Membrane potential over time, with input and spikes above it | 膜电位随时间的变化，上方是输入和脉冲"
-    v, x, s = (None if a is None else _array(a, n, '[T]', '[T, N]') for a, n in ((v, 'v'), (x, 'x'), (s, 's')))
+    v, x, s = (None if a is None and n != 'v' else _array(a, n, '[T]', '[T, N]') for a, n in ((v, 'v'), (x, 'x'), (s, 's')))
     for a, n in (x, 'x'), (s, 's'):
         if a is not None and len(a) != len(v): raise InputError(f"v has {len(v)} time steps, but {n} has {len(a)}")
     if labels is not None and len(labels) != (n := v.shape[1] if v.ndim > 1 else 1): raise InputError(f"v has {n} neurons, but there are {len(labels)} labels")
@@ -191,24 +191,29 @@ def history(
     return ax
 
 # %% ../nbs/08_plot.ipynb #ffe0ab3c
+def _made(f): # a class stands for its default | 给出类时取其默认值
+    if not callable(f): raise InputTypeError(f"a surrogate must be a function of the distance to the threshold, for example Sigmoid(), not {type(f).__name__}")
+    return f() if isinstance(f, type) else f
+
 @style()
 def surrogates(
-    fns: Any,           # a surrogate, a list of them, or a dictionary from labels to them | 一个替代函数、一组替代函数，或从标签到它们的字典
+    fns: Any,           # a surrogate or its class, a list of them, or a dictionary from labels to them | 一个替代函数或它的类、一组替代函数，或从标签到它们的字典
     width: float = 2.,  # how far to each side of the threshold | 阈值两侧各画多远
     ax: Any = None,     # two axes to draw on, or none for new ones | 要画在上面的两个坐标轴，不给则新建
 ) -> Any: # the two axes: primitive, gradient | 两个坐标轴：原函数、梯度
     "The step, the primitives that stand in for it, and their gradients | 阶跃、代替它的原函数，以及它们的梯度"
     if not isinstance(fns, Mapping):
-        fns = list(fns) if isinstance(fns, Sequence) else [fns]
+        fns = [_made(f) for f in (fns if isinstance(fns, Iterable) and not isinstance(fns, str) else [fns])]
         names = [type(f).__name__ for f in fns]
-        fns = {n if names.count(n) == 1 else f'{n}({f.extra_repr()})': f for n, f in zip(names, fns)} # alike but for alpha? say so | 只有 alpha 不同？写明
+        fns = {n if names.count(n) == 1 else f'{n}({f.extra_repr() if hasattr(f, "extra_repr") else i})': f for i, (n, f) in enumerate(zip(names, fns))} # alike but for alpha? say so | 只有 alpha 不同？写明
     ax = _axes(ax, nrows=1, ncols=2, figsize=(6.4, 2.4))
     if len(need('numpy').ravel(ax)) != 2: raise InputError("surrogates draws on two axes: ax=(left, right)")
     x = torch.linspace(-width, width, 801, dtype=torch.float64)
     ax[0].plot(x, x >= 0, color='gray', ls='--', lw=.8)
     for i, (name, f) in enumerate(fns.items()):
+        f = _made(f)
         smooth, xg = copy.deepcopy(f), x.clone().requires_grad_()
-        smooth.spiking = False
+        if hasattr(f, 'spiking'): smooth.spiking = False
         grad, = torch.autograd.grad(f(xg).sum(), xg)
         ax[0].plot(x, smooth(x).detach(), **_line(i)); ax[1].plot(x, grad, **_line(i), label=name)
     for a, y in zip(ax, ('$s$', r'$\partial s/\partial v$')): a.set(xlabel=r'$v-\theta$', ylabel=y)

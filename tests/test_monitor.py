@@ -1,4 +1,5 @@
 "Monitors: the records are SpikingJelly's, where it is installed"
+import copy, pickle
 import pytest, torch
 from torch import nn
 from snnbook import functional, monitor
@@ -28,3 +29,18 @@ def test_records_like_spikingjelly(kind, mode):
     assert len(ours.records) == len(theirs.records) > 0
     for a, b in zip(ours.records, theirs.records): assert a == b if isinstance(a, float) else torch.equal(a, b)
     for name in ours.monitored_layers: assert len(ours[name]) == len(theirs[name])
+
+
+@pytest.mark.parametrize('kind', MAKE)
+def test_a_copy_keeps_the_records_and_watches_nothing(kind):
+    torch.manual_seed(0)
+    net, x = Net(), torch.rand(3, 8, requires_grad=True)
+    m = MAKE[kind](monitor, net)
+    net(x).square().sum().backward(create_graph=True)          # what is recorded hangs on a graph
+    for twin in copy.deepcopy(m), pickle.loads(pickle.dumps(m)):
+        assert twin.monitored_layers == m.monitored_layers and twin.name_records_index == m.name_records_index and twin.hooks == []
+        for a, b in zip(twin.records, m.records, strict=True): assert a == b if isinstance(a, float) else torch.equal(a, b) and not a.requires_grad and a is not b
+        twin.clear_recorded_data(); twin.remove_hooks(); del twin
+    before = len(m.records)
+    functional.reset_net(net); net(x).square().sum().backward()
+    assert len(m.records) > before                             # the monitor itself watches on
