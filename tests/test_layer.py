@@ -88,3 +88,23 @@ def test_memories_of_another_library_are_refused_by_name():
     for make in layer.SeqToANNContainer, layer.TLastSeqToANNContainer:
         with pytest.raises(ValueError, match=r"'1.0' \(Foreign\)"): make(nn.ReLU(), nn.Sequential(Foreign()))
     with pytest.raises(ValueError, match='Foreign'): functional.seq_to_ann_forward(torch.rand(3, 2, 4), Foreign())
+
+
+@pytest.mark.parametrize('shape', [(3, 2, 4), (3, 2, 4, 5), (3, 2, 4, 5, 6), (3, 2, 4, 2, 3, 5)], ids=len)
+def test_threshold_dependent_batch_norm_like_spikingjelly(shape):
+    sj = pytest.importorskip('spikingjelly.activation_based.layer', reason='compares with spikingjelly where it is installed')
+    name = f'ThresholdDependentBatchNorm{max(1, len(shape) - 3)}d'
+    ours, theirs = (getattr(m, name)(.5, 1.5, shape[2]) for m in (layer, sj))
+    assert ours.step_mode == theirs.step_mode == 'm' and ours.state_dict().keys() == theirs.state_dict().keys()
+    torch.manual_seed(0)
+    for _ in range(3): x = torch.randn(shape); torch.testing.assert_close(ours(x), theirs(x))
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize('mode', 'sm')
+def test_votes_like_spikingjelly(mode):
+    sj = pytest.importorskip('spikingjelly.activation_based.layer', reason='compares with spikingjelly where it is installed')
+    x = torch.rand(*([4] if mode == 'm' else []), 5, 30)
+    for size in 1, 3, 10: assert torch.allclose(layer.VotingLayer(size, mode)(x), sj.VotingLayer(size, mode)(x))
+    assert layer.VotingLayer().voting_size == sj.VotingLayer().voting_size
