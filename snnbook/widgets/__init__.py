@@ -11,7 +11,7 @@ import importlib
 # %% ../../nbs/widgets/09_init.ipynb #edcb6c26
 _rooms = {'Explorer': 'explorer', 'Part': 'explorer', 'Control': 'explorer', 'slider': 'explorer', 'choice': 'explorer', 'typed': 'explorer',
           'say': 'explorer', 'language': 'explorer', 'threshold_explorer': 'threshold', 'neuron_explorer': 'neuron', 'surrogate_explorer': 'surrogate',
-          'conversion_explorer': 'conversion', 'front': 'conversion', 'stdp_explorer': 'stdp'}
+          'conversion_explorer': 'conversion', 'front': 'conversion', 'stdp_explorer': 'stdp', 'nir_explorer': 'graph'}
 
 def __getattr__(name): # called for a name that is not there yet | 访问还不存在的名字时调用
     if name in _rooms: return getattr(importlib.import_module(f'{__name__}.{_rooms[name]}'), name)
