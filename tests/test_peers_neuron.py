@@ -55,6 +55,56 @@ def test_spikingjelly_surrogates(name, alpha):
     torch.testing.assert_close(out[0], out[1])
 
 
+@pytest.mark.parametrize('name, numbers', [('NonzeroSignLogAbs', ()), ('NonzeroSignLogAbs', (3.,)), ('QPseudoSpike', ()), ('QPseudoSpike', (4.,)), ('PiecewiseLeakyReLU', ()),
+    ('PiecewiseLeakyReLU', (.5, .2)), ('LeakyKReLU', ()), ('LeakyKReLU', (.2, .7)), ('S2NN', ()), ('S2NN', (2., .5))])
+@pytest.mark.parametrize('spiking', [True, False])
+def test_rare_spikingjelly_surrogates(name, numbers, spiking):
+    sj = pytest.importorskip('spikingjelly.activation_based.surrogate', reason='needs the peer spikingjelly')
+    out = []
+    for module in (surrogate, sj):
+        x = torch.linspace(-2.01, 2, 500, dtype=torch.float64, requires_grad=True)
+        y = getattr(module, name)(*numbers, spiking=spiking)(x)
+        y.sum().backward()
+        out.append((y.detach(), x.grad))
+    if name == 'S2NN' and not spiking: out = [[y[x.detach() > -1] for y in o] for o in out] # theirs has no primitive's slope further down, and adds 1e-5
+    torch.testing.assert_close(out[0], out[1], atol=1e-4 if name == 'S2NN' else 1e-12, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['sigmoid', 'atan', 'soft_sign', 'super_spike', 'piecewise_quadratic', 'piecewise_exp', 'erf', 'rect', 'q_pseudo_spike',
+    'nonzero_sign_log_abs', 'leaky_k_relu', 's2nn', 'piecewise_leaky_relu'])
+def test_forms_without_an_object_like_spikingjelly(name):
+    sj = pytest.importorskip('spikingjelly.activation_based.surrogate', reason='needs the peer spikingjelly')
+    numbers, out = (2., .5) if name in ('leaky_k_relu', 's2nn', 'piecewise_leaky_relu') else (3.,), []
+    for module in (surrogate, sj):
+        x = torch.linspace(-2.01, 2, 500, dtype=torch.float64, requires_grad=True)
+        y = getattr(module, name).apply(x, *numbers)
+        y.sum().backward()
+        out.append((y.detach(), x.grad))
+    torch.testing.assert_close(out[0], out[1])
+
+
+def test_a_surrogate_of_several_numbers_of_ones_own():
+    class Slope(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, a, b): ctx.save_for_backward(x); ctx.numbers = a, b; return surrogate.heaviside(x)
+        @staticmethod
+        def backward(ctx, grad): (x,), (a, b) = ctx.saved_tensors, ctx.numbers; return grad * torch.where(x < 0, a, b).to(x), None, None
+    class Own(surrogate.MultiArgsSurrogateFunctionBase):        # written for SpikingJelly: a forward and numbers of its own
+        def __init__(self, a=.2, b=.7, spiking=True): super().__init__(spiking); self.a, self.b = a, b
+        def forward(self, x): return self.spiking_function(x, self.a, self.b)
+        @staticmethod
+        def spiking_function(x, a, b): return Slope.apply(x, a, b)
+    for mode in 'sm':
+        grads = []
+        for fn in Own(), surrogate.LeakyKReLU(.2, .7):
+            torch.manual_seed(0)
+            x = torch.randn(T, N, requires_grad=True)
+            node = neuron.LIFNode(surrogate_function=fn, step_mode=mode)
+            (node(x) if mode == 'm' else torch.stack([node(i) for i in x])).square().sum().backward()
+            grads.append(x.grad)
+        assert torch.equal(*grads) and grads[0].abs().sum() > 0
+
+
 @pytest.mark.parametrize('soft', [True, False])
 def test_snntorch_leaky(soft):
     snn = pytest.importorskip('snntorch', reason='needs the peer snntorch')
