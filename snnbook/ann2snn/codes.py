@@ -116,3 +116,18 @@ class Once(MemoryModule):
         y = self.f(*args, **kwargs)
         if self.bias is not None: return y + self.bias if self.t == 1 else y
         return y if self.t == 1 or type(self.f) in _LINEAR else y - self._zero(args, kwargs)
+
+# %% ../../nbs/ann2snn/08_codes.ipynb #5a39b9c0
+from fastcore.basics import patch
+
+# %% ../../nbs/ann2snn/08_codes.ipynb #a45015f8
+@patch
+def multi_step_forward(self: Once,
+    x_seq: Tensor, # steps, `[T, N, *]` | 各步，`[T, N, *]`
+) -> Tensor: # `f` at the first step, its linear part later, `[T, N, *]` | 第一步为 `f`，之后为其线性部分，`[T, N, *]`
+    "All steps at once | 一次走完所有步"
+    if type(self.f) not in _LINEAR or self.slots != (0,): return MemoryModule.multi_step_forward(self, x_seq)
+    y = self.f(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
+    if self.t == 0 and self.bias is not None: y[0] += self.bias
+    self.t += len(x_seq)
+    return y

@@ -18,6 +18,7 @@ from ..base import InputError, MemoryModule
 from ..functional import reset_net
 from .codes import Code, Inject, Once, RateCode, _LINEAR
 from .neurons import CodedNeuron, Running
+from .chunks import Chunks
 from .operators import Method, Site, _fresh, _set, channel_axis, moving
 from .statistics import ChannelHook, threshold_optimizer
 from .threshold import ThresholdOptimizer
@@ -35,7 +36,7 @@ class SpikingGraph(fx.GraphModule):
         "Give a graph a clock | 给图装上时钟"
         new = cls(gm, gm.graph, type(gm).__name__ if not isinstance(gm, cls) else gm._class_name())
         new.made = SimpleNamespace(code=RateCode() if code is None else code, T=T, **made)
-        return new.eval()
+        return new.eval().to(memory_format=torch.channels_last) # the faster layout of images | 图像的较快布局
     def _class_name(self): return next(c.__name__ for c in type(self).__mro__ if c.__name__ != 'GraphModuleImpl')
     def __deepcopy__(self, memo):
         new = super().__deepcopy__(memo)
@@ -56,6 +57,14 @@ def _restore(f, args, made): return SpikingGraph.of(f(*args), **vars(made))
 from fastcore.basics import patch
 
 # %% ../../nbs/ann2snn/12_network.ipynb #202fbe09
+def _step_by_step(snn, inputs, T, all_steps): # the plain way | 朴素的方式
+    total, every = None, []
+    for t in range(1, T + 1):
+        y = snn(*inputs)
+        total = y if t == 1 else tree_map(lambda a, b: a + b if isinstance(a, Tensor) else b, total, y)
+        if all_steps or t == T: every.append(tree_map(lambda v, t=t: snn.code.read(v, t) if isinstance(v, Tensor) else v, total))
+    return tree_map(lambda *v: torch.stack(v) if isinstance(v[0], Tensor) else v[0], *every) if all_steps else every[0]
+
 @patch
 @torch.no_grad()
 def run(self: SpikingGraph,
@@ -66,15 +75,12 @@ def run(self: SpikingGraph,
     "Run some steps from rest and read the answer | 从静息开始走若干步，读出答案"
     T = self.made.T if T is None else T
     if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
+    inputs = tuple(x) if isinstance(x, (tuple, list)) else (x,)
     reset_net(self)
     try:
-        total, every = None, []
-        for t in range(1, T + 1):
-            y = self(*(x if isinstance(x, (tuple, list)) else (x,)))
-            total = y if t == 1 else tree_map(lambda a, b: a + b if isinstance(a, Tensor) else b, total, y)
-            if all_steps or t == T: every.append(tree_map(lambda v, t=t: self.code.read(v, t) if isinstance(v, Tensor) else v, total))
+        chunks = Chunks(self, self.code)
+        return chunks.run(inputs, T, all_steps) if T > 1 and not chunks.why_not else _step_by_step(self, inputs, T, all_steps)
     finally: reset_net(self)
-    return tree_map(lambda *v: torch.stack(v) if isinstance(v[0], Tensor) else v[0], *every) if all_steps else every[0]
 
 # %% ../../nbs/ann2snn/12_network.ipynb #61d45626
 @dataclass

@@ -108,17 +108,17 @@ def plot(self: Report) -> Any: # the two axes | 两个坐标轴
 def _describe(snn, path, m, want, xs, ys, T): # one row | 一行
     site, hook = dict(snn.made.ann[0].named_modules())[path], snn.made.stats[path]
     z, a = want[path]
-    got, said = m.code.read(sum(xs), T), m.code.read(sum(ys), T)
+    got, said = m.code.read(xs.sum(0), T), m.code.read(ys.sum(0), T)
     z = a if site.kind == 'running' else z
     parts, cap, th = split_error(m, T, z, a, got, said), capacity(m, T), m.v_threshold
     size = a.double().square().sum().clamp(min=1e-30)
-    on, over = torch.stack([y != 0 for y in ys]), (a.abs() > cap * (1 + 1e-6)).float()
+    on, over = ys != 0, (a.abs() > cap * (1 + 1e-6)).float()
     axes = [i for i in range(a.dim()) if th.dim() == 0 or i != a.dim() - th.dim()]
     return dict(site=path, op=site.op, source=site.source, kind=site.kind, channels=th.numel(), threshold=' '.join(f'{v:.2g}' for v in (th.min(), th.median(), th.max())),
         spikes_are=m.spikes, clipped=over.mean().item(), dead=int((hook.seen.max <= 0).sum()), saturated=int((over.mean(axes) > .5).sum()),
         **{k: (e.double().square().sum() / size).item() for k, e in parts.items()}, error=((said - a).double().square().sum() / size).item(),
         identity=(sum(parts.values()) - (said - a)).abs().max().item(), rate=on.float().mean().item(), spikes=on.sum().item() / len(a),
-        negative=(torch.stack(ys) < 0).sum().item() / max(1, on.sum().item()))
+        negative=(ys < 0).sum().item() / max(1, on.sum().item()))
 
 # %% ../../nbs/ann2snn/14_report.ipynb #1ef809ca
 @patch
@@ -140,7 +140,7 @@ def report(self: SpikingGraph,
         layer = m.f if isinstance(m, Once) else m
         if isinstance(m, CodedNeuron) and path in path_of: r.sites.append(_describe(self, path_of[path], m, seen, xs, ys, T)); spiking[0] = True
         elif isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
-            on = torch.cat([v for v in xs]) != 0
+            on = xs.flatten(0, 1) != 0
             dense = synapses(layer, torch.ones_like(xs[0])) / N
             r.layers.append(dict(layer=path, input='spikes' if spiking[0] else 'numbers', ops=synapses(layer, on) / N, dense=dense))
     layerwise(self, tuple(x), T, visit)
