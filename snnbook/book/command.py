@@ -29,6 +29,7 @@ def _readme(a):
     for p in _room('readme').write_readme(find_root()): print(f'wrote {p}')
 
 def _sync(a):
+    if _room('papers').write_papers(): print('wrote the page of papers')
     _clean(argparse.Namespace(chapters=[]))
     _room('sync').export(find_root())
     _readme(a)

@@ -53,7 +53,10 @@ def lint(
     root = find_root(Path(paths[0]).parent if paths else '.')
     files = [Path(p).resolve() for p in paths] if paths else list(chapters(root))
     nbs = {p.relative_to(root).as_posix(): read_nb(p) for p in files}
-    return [e for name, nb in nbs.items() for e in lint_nb(nb, name)] + list(_same_module(nbs))
+    from snnbook.book.notation import lint_notation    # two later chapters have rules that need other files | 后面有两章，其规则需要别的文件
+    from snnbook.book.papers import lint_papers
+    whole = set(files) >= {p.resolve() for p in chapters(root)}
+    return [*(e for name, nb in nbs.items() for e in lint_nb(nb, name)), *_same_module(nbs), *lint_papers(nbs, root, whole), *lint_notation(nbs, root, whole)]
 
 # %% ../../nbs/book/02_lint.ipynb #17e583a7
 _NEUTRAL = re.compile(r'^```.*?^```|\$\$.*?\$\$|`[^`\n]+`|(?<!\\)\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|<[^>]+>|^:::.*?$|https?://\S+', re.S|re.M)
