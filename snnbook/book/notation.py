@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+import torch
+from torch import nn
 from .lang import MARK, split_md
 from .lint import Problem, prose
 from .notebook import cell, find_root, notebook, read_nb
@@ -79,7 +81,7 @@ def read_notation(
 # %% ../../nbs/book/11_notation.ipynb #fa7fccd3
 def _known(symbol, n, chapter):
     here = n.chapters.get(chapter, set())
-    return not {symbol, _base(symbol)}.isdisjoint(here | n.book)
+    return not {symbol, _base(symbol)}.isdisjoint(here | n.book) or len(symbol) > 2 and any(hasattr(room, symbol) for room in (torch, nn, nn.functional))
 
 def symbol_faults(
     nb: dict,      # a chapter | 一章
@@ -96,7 +98,7 @@ def symbol_faults(
 
 # %% ../../nbs/book/11_notation.ipynb #a5efa90f
 _STRESSED = set("""when that into down after before without changes worse less double wide time output last clipped rounded input state hard soft error warning note signal fraction part subtract
-    heap mode stratified interleave reversed rivalry homeostasis surrogate post both same only every each once never always here there must cannot does then first second other weight work scale rate corrections ahead""".split())
+    heap mode stratified interleave reversed rivalry homeostasis surrogate post both same only every each once never always here there must cannot does then first second other weight work scale rate corrections ahead soon often rule clip quant upstream uneven""".split())
 
 def word_faults(
     nb: dict,    # a chapter | 一章
