@@ -19,7 +19,7 @@ from ..kernels.torch import reset
 from ..surrogate import Sigmoid
 from .time import Conventions, NIRError, NIRWarning, gains
 from .read import NEURONS, STATEFUL, TYPES, Graph, Node, load
-from .graph import Plan, _pair, check, of_node, plan, shapes
+from .graph import Plan, _heed, _pair, check, of_node, plan, shapes
 from .reference import per_step
 
 # %% ../../nbs/nir_exchange/04_import.ipynb #aad4a365
@@ -605,7 +605,7 @@ def import_from_nir(
         if strict: raise NIRError(text)
         warnings.warn(text, NIRWarning, stacklevel=2)
     if odd := [f for f in findings if f.level == 'warning']: warnings.warn(name + '; '.join(str(f).removeprefix('warning: ') for f in odd), NIRWarning, stacklevel=2)
-    p = plan(g)
+    p = _heed(plan(g), peer, given)
     _fits(p, dtype, name)
     cs = {k: of_node(n, g, peer, **given) for k, n in p.nodes.items()}
     modules = {k: module_of(n, cs[k], dtype, trainable, surrogate_function) for k, n in p.nodes.items() if n.type not in ('Input', 'Output')}

@@ -253,6 +253,11 @@ def of_node(
     try: return conventions(peer, {**hints(graph.metadata), **{k: v for k, v in hints(node.metadata).items() if k != 'dt'}}, **given)
     except NIRError as e: raise NIRError(f"{e} (the file's metadata, or an argument)") from e
 
+def _heed(p, peer, given): # a first potential that the file notes counts only if nobody asks for another | 文件所记的起始电位，只有在没人另作要求时才算数
+    if peer is None and given.get('start') is None: return p
+    p.nodes = {k: Node(n.type, n.params, {m: v for m, v in n.metadata.items() if m != 'snnbook.v'}) for k, n in p.nodes.items()}
+    return p
+
 # %% ../../nbs/nir_exchange/02_graph.ipynb #33217ee6
 def check(
     graph: Any,       # a path, a `nir.NIRGraph` or a `Graph` | 路径、`nir.NIRGraph` 或 `Graph`

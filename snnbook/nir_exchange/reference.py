@@ -12,7 +12,7 @@ from typing import Any
 from ..base import need
 from .time import Conventions, NIRError, gains
 from .read import NEURONS, STATEFUL, Graph, Node, load
-from .graph import _pair, of_node, plan, shapes
+from .graph import _heed, _pair, of_node, plan, shapes
 
 # %% ../../nbs/nir_exchange/03_reference.ipynb #001e4dbd
 def per_step(
@@ -123,7 +123,7 @@ def simulate(
     **given: Any,                # fields of `Conventions`, such as `dt` | `Conventions` 的字段，例如 `dt`
 ) -> Any: # output `[T, N, *]` or a dictionary of them; with `record`, also the records | 输出 `[T, N, *]` 或其字典；有 `record` 时还有记录
     "Run a graph step by step in NumPy, double precision | 用双精度的 NumPy 逐步运行一张图"
-    np, g, p = need('numpy'), load(graph), plan(graph)
+    np, g, p = need('numpy'), load(graph), _heed(plan(graph), peer, given)
     cs = {k: of_node(n, g, peer, **given) for k, n in p.nodes.items()}
     double = lambda v: v.astype(float) if hasattr(v, 'dtype') else v
     p.nodes = {k: Node(n.type, {name: double(v) for name, v in n.params.items()}, n.metadata) for k, n in p.nodes.items()}
