@@ -258,6 +258,6 @@ def confusion(
     n = max(n, a.max(initial=0) + 1); m = np.zeros((n, n), int); np.add.at(m, (y, a), 1)
     ax = _axes(ax, figsize=(.3 * n + .8, .3 * n + .6))
     ax.imshow(np.log1p(m), cmap='Blues', vmax=1.6 * np.log1p(max(m.max(), 1)))
-    for i, j in zip(*m.nonzero()): ax.text(j, i, m[i, j], ha='center', va='center', fontsize=7, color='k' if i == j else PALETTE[1])
+    for i, j in zip(*m.nonzero()): ax.text(j, i, m[i, j], ha='center', va='center', fontsize=7, color=PALETTE[1] if i != j and 8 * m[i, j] < m.max() else 'k')
     ax.set(xlabel=r'$\hat y$', ylabel='$y$', xticks=range(n), yticks=range(n)); ax.tick_params(length=0); ax.spines[:].set_visible(False)
     return ax
