@@ -1,7 +1,9 @@
-"Forwarders, layers, parallel neurons and their weights beside SpikingJelly; LIF beside Norse"
+"Forwarders, layers, parallel neurons, their weights and whole networks beside SpikingJelly; LIF beside Norse"
+import sys, types
+from pathlib import Path
 import pytest, torch
 from torch import nn
-from snnbook import functional, layer, neuron
+from snnbook import functional, layer, neuron, surrogate
 
 NETS = dict(conv=(lambda: [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2)], (2, 4, 4)),
             dense=(lambda: [nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)], (6,)))
@@ -69,3 +71,45 @@ def test_norse_lif(v_reset):
         theirs.append(s)
     ours = neuron.LIFNode(tau=1 / .3, v_reset=v_reset, step_mode='m')(x)
     assert (ours != torch.stack(theirs)).float().mean() <= 1e-3 and 0 < ours.mean() < 1
+
+
+NETWORKS = {'plif': ('parametric_lif_net', (3, 32), lambda m, n, s: m.CIFAR10Net(channels=4, spiking_neuron=n.IFNode, surrogate_function=s.ATan())),
+            'vote': ('parametric_lif_net', (2, 128), lambda m, n, s: m.DVSGestureNet(
+                channels=2, spiking_neuron=n.ParametricLIFNode, surrogate_function=s.ATan(), detach_reset=True)),
+            'residual': ('ms_resnet', (3, 32), lambda m, n, s: m.ms_resnet18(num_classes=5))}
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_a_network_of_theirs_runs_on_our_layers(network, monkeypatch):
+    name, (C, H), make = NETWORKS[network]
+    theirs = peer(f'model.{name}')
+    def load(path, full):                                       # their file, in a package whose layers and neurons are ours
+        m = types.ModuleType(full)
+        m.__package__ = full.rpartition('.')[0]
+        monkeypatch.setitem(sys.modules, full, m)
+        exec(compile((Path(theirs.__file__).parents[1] / path).read_text(encoding='utf-8'), path, 'exec'), m.__dict__)
+        return m
+    home = types.ModuleType('stand_in')
+    home.layer, home.neuron, home.functional, home.surrogate = layer, neuron, functional, surrogate
+    for full, m in dict(stand_in=home, **{'stand_in.model': types.ModuleType('stand_in.model')}).items(): monkeypatch.setitem(sys.modules, full, m)
+    home.__path__ = []
+    load('_neuron.py', 'stand_in._neuron')
+    ours = load(f'model/{name}.py', f'stand_in.model.{name}')
+    torch.manual_seed(0)
+    a, b = make(theirs, peer('neuron'), peer('surrogate')), make(ours, neuron, surrogate)
+    for m in a.modules():                                       # so that every layer fires
+        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.bias.data.fill_(.5)
+        if isinstance(m, nn.Linear): m.weight.data.abs_().mul_(3)
+    b.load_state_dict(a.state_dict())
+    x, out = torch.rand(4, 2, C, H, H), []
+    for net, f in (a, peer('functional')), (b, functional):
+        f.set_step_mode(net, 'm')
+        torch.manual_seed(1)                                    # for the dropout
+        y = net(x)
+        y.square().sum().backward()
+        f.reset_net(net)
+        out.append((y.detach(), [p.grad for p in net.parameters()]))
+    (y, g), (z, h) = out
+    top = max(p.abs().max() for p in g)
+    assert torch.equal(y, z) and y.any() and top > 0
+    assert all((p - q).abs().max() < 1e-4 * top for p, q in zip(g, h, strict=True))
