@@ -2,7 +2,8 @@
 import base64, configparser, copy, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-from snnbook.book import check, command, lint, notebook, run, site, sync
+from snnbook.book import check, command, lint, notation, notebook, papers, readme, run, site, sync
+from snnbook.book.lang import localize_code
 from snnbook.book.notebook import cell, find_root, read_nb, write_nb, write_text
 
 ROOT = find_root(Path(__file__).parent)
@@ -201,10 +202,14 @@ def sound(tmp_path_factory):
     text = 'The [level](#level) is $v$, see [first](index.ipynb).\n\n<!-- zh -->\n\n[水位](#level)是 $v$，见[第一页](index.ipynb)。'
     d = site.try_site(tmp_path_factory.mktemp('site'), cell('## Level | 水位', 'markdown'), cell(text, 'markdown'),
                       cell('#| exports\ndef f(): "F | 函"'), cell('plt.plot([1])', outputs=drawn()), cell('x = 1 # one thing | 一件事'))
+    write_text('d = {"syms": {"snnbook.a": {"snnbook.a.f": ("a.html#f", "snnbook/a.py"), "snnbook.a._hidden": ("a.html#_hidden", "snnbook/a.py")}}}\n', d/'snnbook'/'_modidx.py')
     assert check.check_site(d) == []
     return d
 
 @pytest.mark.parametrize('rule, file, old, new', [
+    ('documented', 'snnbook/_modidx.py', 'snnbook.a.f', 'snnbook.a.g'),
+    ('documented', 'snnbook/_modidx.py', 'a.html#f', 'b.html#f'),
+    ('documented', 'zh/00_a.ipynb', '](#f){.api}', '](#f)'),
     ('pandoc', 'zh/00_a.ipynb', '$v$', '$\\\\frac{v$'),
     ('pandoc', 'en/00_a.ipynb', 'The [', '::: {.note}\\n\\nThe ['),
     ('fences', 'en/00_a.ipynb', 'The [', 'Here ::: The ['),
@@ -239,7 +244,7 @@ def test_each_fault_of_the_site_is_found(sound, tmp_path, rule, file, old, new):
         text = (d/name).read_text(encoding='utf-8')
         assert o in text, text
         write_text(text.replace(o, n), d/name)
-    assert {e.rule for e in check.check_site(d)} == {rule}
+    assert {e.rule for e in check.check_site(d)} - ({'documented'} if file == 'BOTH' else set()) == {rule}
 
 def test_a_page_in_no_sidebar_is_found(sound, tmp_path):
     d = shutil.copytree(sound, tmp_path/'site')
@@ -252,7 +257,7 @@ def test_a_page_in_one_language_only_is_found(sound, tmp_path):
 
 def test_every_page_rule_has_a_planted_fault():
     planted = {args[0] for m in test_each_fault_of_the_site_is_found.pytestmark for args in m.args[1]}
-    assert planted == {*check.PAGE_RULES, 'menus', 'twins', 'links'}
+    assert planted == {*check.PAGE_RULES, 'menus', 'twins', 'links', 'documented'}
 
 def test_the_front_page_leads_to_both_languages(tmp_path, monkeypatch):
     monkeypatch.delenv('QUARTO_PROJECT_OUTPUT_DIR', raising=False)
@@ -266,6 +271,78 @@ def test_quarto_renders_the_site(tmp_path):
     write_text('', d/'nbs'/'styles.css')
     subprocess.run([quarto, 'render'], cwd=d, check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert (d/'_docs'/'zh'/'index.html').exists() and (d/'_docs'/'index.html').exists()
+    assert [str(e) for e in check.check_rendered(d/'_docs')] == []
+
+def test_building_twice_gives_the_same_bytes(tmp_path):
+    def pages(): return {p.relative_to(tmp_path): p.read_bytes() for lang in ('en', 'zh') for p in (tmp_path/lang).rglob('*') if p.is_file()}
+    cells = [cell('## Level | 水位', 'markdown'), *(cell(c['source']) for c in good()['cells'] if c['cell_type'] == 'code')]
+    site.try_site(tmp_path, *cells); first = pages()
+    for lang in 'en', 'zh', '_proc': shutil.rmtree(tmp_path/lang)
+    site.build(tmp_path, force=True)
+    assert first == pages() and len(first) == 4
+
+def test_the_reference_tells_everything_about_a_name():
+    source = localize_code(GOOD_CODE, 'en').replace('return self.x + by', "if by < 0: raise ValueError('by')\n    return self.x + by")
+    source = source.replace('#| exports', '#| exports\n#| code-summary: "Exported source"')
+    text = '\n\n'.join(c['source'] for c in site.reference([cell('See [Bi, 1998](reference/01_papers.ipynb#bi1998).', 'markdown'), {**cell(source), 'id': 'x'}], 'en'))
+    for said in ('`A(x)`**](#a){.api} A thing', '- `x`: `int` = `1`, its size', '`A.size`**](#a.size)', '`A.grow(by, *more, **opts)`**](#a.grow)', 
+                 '- `by`: `int`, how much', '- `*more`: `tuple[int, int]`, and more', '- returns `int`, the new size', 'Errors: `ValueError`.', 'Papers: [Bi, 1998](reference/01_papers.ipynb#bi1998).'): assert said in text, f'{said}\n{text}'
+    assert '_private' not in text
+
+# --- symbols, words and papers, with planted faults
+NOTATION = '''| symbol | |
+|---|---|
+| $v$, $v_{\\mathrm{reset}}$ | potential |
+| `01_b` | $w$ a current |
+| spike | `脉冲` | event |'''
+CHAPTER = ('A *spike* is $v_t \\ge v_{\\mathrm{reset}}$ ([Bi and Poo, 1998](reference/01_papers.ipynb#bi1998)).\n\n<!-- zh -->\n\n'
+           '*脉冲*是 $v_t \\ge v_{\\mathrm{reset}}$（[Bi 与 Poo，1998](reference/01_papers.ipynb#bi1998)）。')
+BIB = '@article{bi1998, author={Bi, G. and Poo, M.}, year={1998}, title={Timing}, journal={Neuroscience 18}, doi={10.1523/J.18}}\n'
+
+def small_book(folder, old='', new=''):
+    shutil.copy(ROOT/'settings.ini', folder)
+    change = lambda text: text.replace(old, new) if old else text
+    write_nb(nb(cell(change(CHAPTER), 'markdown')), folder/'nbs'/'00_a.ipynb')
+    write_nb(nb(cell('$w$', 'markdown')), folder/'nbs'/'01_b.ipynb')
+    write_nb(nb(cell(change(NOTATION) + '\n\n<!-- zh -->\n\n' + change(NOTATION).replace('event', '事件'), 'markdown')), folder/notation.HOME)
+    write_text(change(BIB), folder/'nbs'/'references.bib')
+    papers.write_papers(folder)
+    return {(e.rule, e.where.partition(':')[0]) for e in lint.lint(list(notebook.chapters(folder))) if e.rule in ('papers', 'symbols', 'words')}
+
+A, B, N = 'nbs/00_a.ipynb', 'nbs/references.bib', notation.HOME
+@pytest.mark.parametrize('found, old, new', [
+    (set(), '', ''),
+    ({('symbols', A), ('symbols', N)}, '$v_t', '$u_t'),
+    ({('symbols', A), ('symbols', N)}, '$v_t', '$v_{\\mathrm{rest}}'),
+    ({('symbols', 'nbs/01_b.ipynb'), ('symbols', N)}, '`01_b` | $w$', '`00_a` | $w$'),
+    ({('symbols', N)}, '| $v$, ', '| $v$, $\\tau$, '),
+    ({('words', A)}, '*脉冲*', '*尖峰*'),
+    ({('words', A)}, 'A *spike* is', 'A *burst* is'),
+    ({('papers', A), ('papers', B)}, '#bi1998', '#bi1989'),
+    ({('papers', A)}, '[Bi and Poo, 1998]', '[They, long ago]'),
+    ({('papers', A)}, ' ([Bi', ', as Bi and Poo (1998) say ([Bi'),
+    ({('papers', A)}, ' ([Bi', ', as Poe et al. (1999) say ([Bi'),
+    ({('papers', A)}, ' ([Bi', ' ([here](https://doi.org/10.1523/J.18), [Bi'),
+    ({('papers', B)}, '@article{bi1998', '@misc{poe1999, author={Poe, E.}, year={1999}, title={T}, journal={J}, arxiv={9901.12345}}\n@article{bi1998'),
+    ({('papers', B)}, '10.1523/J.18', 'doi:10.1523/J.18'),
+    ({('papers', B)}, ' title={Timing},', ''),
+])
+def test_symbols_words_and_papers(tmp_path, found, old, new): assert small_book(tmp_path, old, new) == found
+
+def test_a_bibliography_that_cannot_be_read_says_so(tmp_path):
+    with pytest.raises(ValueError, match='not closed'): small_book(tmp_path, 'title={Timing}', 'title={Timing')
+    with pytest.raises(ValueError, match='two entries'): small_book(tmp_path, BIB, BIB + BIB)
+
+def test_a_page_of_papers_that_is_stale_is_found(tmp_path, monkeypatch):
+    small_book(tmp_path)
+    monkeypatch.setattr(sync, 'stale_modules', lambda root: [])
+    write_nb(nb(), tmp_path/'nbs'/'index.ipynb')
+    write_nb(nb(), tmp_path/'nbs'/papers.PAGE)
+    assert f'nbs/{papers.PAGE}' in {e.where for e in sync.stale(tmp_path)}
+
+def test_the_tables_of_the_readme_are_those_that_were_measured():
+    kept = [''.join(o['data']['text/markdown']) for c in read_nb(ROOT/'nbs'/'index.ipynb')['cells'] for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+    assert kept == [str(f()) for f in (readme.conversion_table, readme.speed_table, readme.nir_table)]
 
 # --- the real book
 def test_lint_finds_nothing(): assert [str(e) for e in lint.lint(list(notebook.chapters(ROOT)))] == []
@@ -277,9 +354,9 @@ def test_the_site_check_finds_nothing():
     assert [str(e) for e in check.check_site(ROOT)] == []
 
 def test_links_in_the_readme_lead_somewhere():
-    for name in 'README.md', 'README.zh.md':
+    for name in readme.readmes(ROOT):
         text = (ROOT/name).read_text(encoding='utf-8')
-        for link in re.findall(r'\]\((?!\w+:|#)([^)#\s]+)', text): assert (ROOT/link).exists(), f'{name}: {link}'
+        for link in re.findall(r'\]\((?!\w+:|#)([^)#\s]+)', text): assert (ROOT/name).parent.joinpath(link).exists(), f'{name}: {link}'
         for alt in re.findall(r'!\[(.*?)\]', text): assert alt.strip(), f'{name}: an image without alternative text'
 
 def test_the_test_command_is_found_in_the_readme():

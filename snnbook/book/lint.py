@@ -145,7 +145,8 @@ def symbols(
     for o in body:
         if isinstance(o, (ast.If, ast.Try)): yield from symbols(o.body, owner)
         if isinstance(o, _FUNS) and (_public(o.name) or o.name == '__init__'):
-            me = o.args.args[0].annotation if {'patch', 'patch_to'} & _decorators(o) and o.args.args else None
+            onto = next((d.args[0] for d in o.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func) == 'patch_to' and d.args), None)
+            me = onto or (o.args.args[0].annotation if 'patch' in _decorators(o) and o.args.args else None)
             yield (f"{ast.unparse(me)}." if me else owner) + o.name, o
         elif isinstance(o, ast.ClassDef) and _public(o.name):
             yield owner + o.name, o

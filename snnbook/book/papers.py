@@ -80,12 +80,12 @@ def citation_faults(
     for text, key in cited(src):
         if key not in papers: yield f"no paper {key!r} in references.bib"; continue
         p = papers[key]
-        if _plain(p.authors[0]) not in _plain(text) or p.fields['year'] not in text: yield f"a reader must see who and when: {text!r} for {p.authors[0]}, {p.fields['year']}"
+        if _plain(p.authors[0]) not in _plain(text) or p.fields.get('year', '') not in text: yield f"a reader must see who and when: {text!r} for {p.authors[0]}, {p.fields.get('year')}"
     for _, url in _LINK.findall(src):
         if re.search(r'arxiv\.org/abs|doi\.org/', url): yield f"cite by key, not by address: {url[:60]}"
     rest = _LINK.sub('', src)
     for p in papers.values():
-        if m := re.search(rf"\b{re.escape(p.authors[0])}\b(?: et al\.|[^.。\n]){{0,90}}?\b{p.fields['year']}\b", rest): yield f"cite by key ({p.key}): {m[0][:60]!r}"
+        if m := re.search(rf"\b{re.escape(p.authors[0])}\b(?: et al\.|[^.。\n]){{0,90}}?\b{p.fields.get('year')}\b", rest): yield f"cite by key ({p.key}): {m[0][:60]!r}"
     for m in re.finditer(r"(?:et al\.,?|等[人]?[，（]?) ?\(?（?((?:19|20)\d\d)\b", rest): yield f"a citation without a link: {rest[max(0, m.start()-20):m.end()]!r}"
 
 # %% ../../nbs/book/10_papers.ipynb #ca03a1be
@@ -117,7 +117,7 @@ def lint_papers(
 # %% ../../nbs/book/10_papers.ipynb #89ad40fc
 def _entry(p):
     who = ', '.join(a for a in p.authors if a != 'others') + (' et al.' if 'others' in p.authors else '')
-    f = {k: re.sub('[{}]', '', v).replace('*', r'\*') for k, v in p.fields.items()}
+    f = dict(title='', journal='', year='') | {k: re.sub('[{}]', '', v).replace('*', r'\*') for k, v in p.fields.items()}
     return f'- <a id="{p.key}"></a>[{who}. *{f["title"]}*. {f["journal"]}{"" if f["journal"].endswith(f["year"]) else ", " + f["year"]}]({p.url})'
 
 def papers_nb(
@@ -126,7 +126,7 @@ def papers_nb(
     "The page of papers | 论文页"
     intro = ("Every paper on which a chapter rests, by the name of its first author. The list is written by `snnbook book sync` from `nbs/references.bib`.\n\n<!-- zh -->\n\n"
              "各章所依据的全部论文，按第一作者排列。这个列表由 `snnbook book sync` 根据 `nbs/references.bib` 写出。")
-    rows = '\n'.join(_entry(p) for p in sorted(papers.values(), key=lambda p: (_plain(p.authors[0]), p.fields['year'], p.key)))
+    rows = '\n'.join(_entry(p) for p in sorted(papers.values(), key=lambda p: (_plain(p.authors[0]), p.fields.get('year', ''), p.key)))
     return notebook(cell('# Papers | 论文\n\n> What the chapters rest on | 各章的依据', 'markdown'), cell(intro, 'markdown'), cell(rows, 'markdown'))
 
 def write_papers(

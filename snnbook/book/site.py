@@ -98,7 +98,8 @@ def _entry(name, o, src, anchor, papers, lang): # one public name | 一个公开
     deco = {ast.unparse(d.func if isinstance(d, ast.Call) else d) for d in o.decorator_list}
     prop = bool(deco & {'property', 'cached_property'}) or any('as_prop' in ast.unparse(d) for d in o.decorator_list)
     said = lambda lines: next((notes[n] for n in lines if n in notes), '')
-    args = list(_arguments(f, 1 if '.' in name or is_class or deco & {'patch', 'patch_to'} else 0)) if f and 'staticmethod' not in deco else list(_arguments(f, 0)) if f else []
+    static = 'staticmethod' in deco or any('static_method' in ast.unparse(d) for d in o.decorator_list)
+    args = list(_arguments(f, int(not static and ('.' in name or is_class)))) if f else []
     rows = [_item(n, said(lines), kind, d) for n, kind, d, lines in args]
     if is_class and 'dataclass' in deco or is_class and any(ast.unparse(b) == 'NamedTuple' for b in o.bases):
         fields = [x for x in o.body if isinstance(x, ast.AnnAssign) and x.target.id[0] != '_']
