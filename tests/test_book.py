@@ -285,8 +285,9 @@ def test_the_reference_tells_everything_about_a_name():
     source = localize_code(GOOD_CODE, 'en').replace('return self.x + by', "if by < 0: raise ValueError('by')\n    return self.x + by")
     source = source.replace('#| exports', '#| exports\n#| code-summary: "Exported source"')
     text = '\n\n'.join(c['source'] for c in site.reference([cell('See [Bi, 1998](reference/01_papers.ipynb#bi1998).', 'markdown'), {**cell(source), 'id': 'x'}], 'en'))
-    for said in ('`A(x)`**](#a){.api} A thing', '- `x`: `int` = `1`, its size', '`A.size`**](#a.size)', '`A.grow(by, *more, **opts)`**](#a.grow)', 
-                 '- `by`: `int`, how much', '- `*more`: `tuple[int, int]`, and more', '- returns `int`, the new size', 'Errors: `ValueError`.', 'Papers: [Bi, 1998](reference/01_papers.ipynb#bi1998).'): assert said in text, f'{said}\n{text}'
+    for said in ('`A(x)`**](#a){.api} A thing', '- `x`: `int` = `1`, its size', '`A.size`**](#a.size)', '`A.grow(by, *more, **opts)`**](#a.grow)',
+                 '- `by`: `int`, how much', '- `*more`: `tuple[int, int]`, and more', '- returns `int`, the new size',
+                 'Errors: `ValueError`.', 'Papers: [Bi, 1998](reference/01_papers.ipynb#bi1998).'): assert said in text, f'{said}\n{text}'
     assert '_private' not in text
 
 # --- symbols, words and papers, with planted faults
