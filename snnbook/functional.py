@@ -412,7 +412,8 @@ class _Pieces(nn.Sequential): # a `Sequential` that takes a few steps at a time 
         if vars(self).get('_size', (None,))[0] != (x.shape[1:], x.dtype): yield (x[:1],); x = x[1:]
         yield from ((p,) for p in x.split(max(1, _PIECE[memory._tuned] // max(self._size[1], 1))))
     def forward(self, x):
-        cut = isinstance(x, Tensor) and x.dim() > 1 and len(x) > 1 and not torch.is_grad_enabled() and _in_order(self)
+        cut = isinstance(x, Tensor) and x.dim() > 1 and len(x) > 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        cut = cut and _in_order(self)
         if not cut or not all(_trusted(m) and not _by_batch(m) and (m is self or not _watched(m)) for m in self.modules()): return super().forward(x)
         return _in_pieces(self._piece, self._split(x), len(x))
 
