@@ -206,3 +206,23 @@ def test_files_are_closed(good):
         warnings.simplefilter('always')
         nx.load(good)
     assert not [w for w in seen if w.category is ResourceWarning]
+
+
+@pytest.mark.parametrize('mode', 'sm')
+def test_a_memory_of_another_batch_is_named_by_its_shape(mode):
+    n, ones = np.array([3]), np.ones(3)
+    delay = nir.NIRGraph(dict(input=nir.Input({'input': n}), d=nir.Delay(np.array([1e-4, 0, 3e-4])), output=nir.Output({'output': n})), [('input', 'd'), ('d', 'output')])
+    lif = nir.LIF(tau=ones * 1e-3, r=ones, v_leak=0 * ones, v_threshold=ones, v_reset=0 * ones)
+    loop = nir.NIRGraph(dict(input=nir.Input({'input': n}), n=lif, w=nir.Linear(np.eye(3)), output=nir.Output({'output': n})),
+                        [('input', 'n'), ('n', 'w'), ('w', 'n'), ('n', 'output')])
+    T = () if mode == 's' else (2,)
+    for g in delay, loop:
+        m = nx.import_from_nir(g, step_mode=mode, return_state=False)
+        m(torch.rand(*T, 2, 3))
+        with pytest.raises(RuntimeError, match=r"has shape \(2, 3\), but the input has shape \(5, 3\)"): m(torch.rand(*T, 5, 3))
+
+
+def test_a_delay_by_itself_takes_no_steps_at_all():
+    cell = nx.DelayCell(nx.Node('Delay', dict(delay=np.array([1e-4, 0, 3e-4]))), nx.conventions())
+    cell.step_mode = 'm'
+    assert cell(torch.rand(0, 2, 3)).shape == (0, 2, 3) and cell(torch.rand(4, 2, 3)).shape == (4, 2, 3)

@@ -180,14 +180,14 @@ class DelayCell(Cell):
     ) -> tuple[Tensor, ...]: # the last inputs, `[D, N, *]` | 最近的输入，`[D, N, *]`
         "The last inputs, zero before the first | 最近的输入，第一个之前为零"
         if not isinstance(self.past, Tensor): self.past = x.new_zeros(self.constants()['longest'], *x.shape); self._fresh.discard('past')
-        if self.past.shape[1:] != x.shape: raise self.stale('past', self.past[0] if len(self.past) else self.past, x.shape)
+        if self.past.shape[1:] != x.shape: raise self.stale('past', self.past.shape[1:], x.shape)
         return (self.past,)
     def multi_step_forward(self,
         x_seq: Tensor, # input, `[T, N, *]` | 输入，`[T, N, *]`
     ) -> Tensor: # output, `[T, N, *]` | 输出，`[T, N, *]`
         "What was there so many steps ago | 若干步之前的值"
         k = self.constants()
-        full = torch.cat([self.begin(x_seq[0])[0], x_seq])                   # [D + T, N, *]
+        full = torch.cat([self.begin(x_seq.new_zeros(x_seq.shape[1:]))[0], x_seq])                   # [D + T, N, *]
         self.end((full[len(x_seq):],))
         t = torch.arange(len(x_seq), device=x_seq.device).view(-1, *[1] * (x_seq.dim() - 1))
         return full.gather(0, (t + k['longest'] - k['d']).expand(x_seq.shape))
@@ -483,7 +483,7 @@ def _prepare(self: NIRModule, x): # the first values of the cycles | 环路的�
         if not isinstance(loop, Loop): continue
         like, n = x, x.shape[self.step_mode == 'm']
         if loop.back is not None:
-            if old := [b for b in loop.back if len(b) != n]: raise loop.stale('back', old[0], (n, *old[0].shape[1:]))
+            if old := [b for b in loop.back if len(b) != n]: raise loop.stale('back', old[0].shape, (n, *old[0].shape[1:]))
             continue
         rest, c = self._at_rest(like, n), self.conventions
         loop.back = tuple(rest(k) if c.feedback == 'rest' else like.new_zeros(n, *self._settings['shapes'][k][1]) for k in loop.back_names)
