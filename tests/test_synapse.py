@@ -129,3 +129,25 @@ def test_loops_like_spikingjelly():
     ours, theirs = layer.LinearRecurrentContainer(IFNode(), C, C), sj.LinearRecurrentContainer(Peer(), C, C)
     theirs.load_state_dict(ours.state_dict())
     assert_close(torch.stack([ours(i) for i in x]), torch.stack([theirs(i) for i in x]))
+
+
+@pytest.mark.parametrize('mode', 'sm')
+@pytest.mark.parametrize('d', [0, 1, 3, 20])
+def test_delay_like_spikingjelly(d, mode):
+    sj = pytest.importorskip('spikingjelly.activation_based.layer', reason='compares with spikingjelly where it is installed')
+    ours, theirs = layer.Delay(d, mode), sj.Delay(d, mode)
+    for x in S, X:
+        a, b = (m(x) if mode == 'm' else torch.stack([m(s) for s in x]) for m in (ours, theirs))
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('d', [0, 1, 3])
+def test_delay_goes_to_nir_and_back(d):
+    nir = pytest.importorskip('nir')
+    from snnbook import nir_exchange
+    net = nn.Sequential(layer.Linear(C, 4), IFNode(), layer.Delay(d), layer.Linear(4, 2), LIFNode())
+    functional.set_step_mode(net, 'm')
+    graph = nir_exchange.export_to_nir(net, X.float())
+    assert sum(isinstance(n, nir.Delay) for n in graph.nodes.values()) == (d > 0)
+    back = nir_exchange.import_from_nir(graph, step_mode='m', return_state=False)
+    assert_close(back(3 * X.float()), fresh(net)(3 * X.float()))

@@ -223,6 +223,9 @@ def _synapse(w, m, name, s):
     tau = _np(m.tau, s.shape)
     return w.add(name, Node('LI', dict(tau=_seconds(tau, w.dt), r=tau, v_leak=0 * tau)), s)
 
+@rule(layer.Delay)
+def _late(w, m, name, s): return w.add(name, Node('Delay', dict(delay=_np(m.delay_steps * w.dt, s.shape).astype(float))), s) if m.delay_steps else s
+
 # %% ../../nbs/nir_exchange/05_export.ipynb #911d0d50
 def _two(v): return (v, v) if isinstance(v, int) else tuple(v)
 def _pool(kind, k, stride, padding): return Node(kind, dict(kernel_size=_two(k), stride=_two(stride), padding=_two(padding)))
