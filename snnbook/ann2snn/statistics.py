@@ -18,8 +18,9 @@ class ChannelTally:
     def __init__(self,
         axis: int = 1,    # the axis of channels | 通道所在的轴
         bins: int = 1024, # per channel, an even number | 每个通道的箱数，偶数
+        enough: int = 4096, # of a batch so many numbers a channel are sorted into bins, evenly spaced | 每一批里，每个通道按等间隔取这么多个数放进箱
     ):
-        self.axis, self.bins, self.count = axis, bins, 0
+        self.axis, self.bins, self.enough, self.count, self.counted = axis, bins, enough, 0, 0
     def _begin(self, x): # nothing seen yet | 还什么都没见过
         C, new = x.shape[0], lambda v, dt=torch.float64: torch.full((x.shape[0],), v, dtype=dt, device=x.device)
         self.low, self.high, self.sum, self.squares = new(torch.inf), new(-torch.inf), new(0.), new(0.)
@@ -42,19 +43,21 @@ def add(self: ChannelTally,
 ) -> ChannelTally: # itself | 自身
     "Count the numbers of a tensor | 计入一个张量里的数"
     if not x.numel(): return self
-    x = x.detach().movedim(self.axis, 0).flatten(1) if x.dim() else x.detach().reshape(1, 1)
+    x = x.detach().movedim(self.axis, 0) if x.dim() else x.detach().reshape(1)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    x = x.reshape(len(x), 1, -1) if x.dim() < 3 else x.flatten(2)                # [C, N, L] | [C, N, L]
     if not self.count: self._begin(x)
-    a = x.abs()
-    low, high = x.aminmax(dim=1)
+    n, low, high = x[0].numel(), x.amin((1, 2)), x.amax((1, 2))
     self.low, self.high = torch.minimum(self.low, low.double()), torch.maximum(self.high, high.double())
-    self.sum += x.sum(1, dtype=torch.float64); self.squares += x.square().sum(1, dtype=torch.float64)
+    self.sum += x.sum((1, 2)).double(); self.squares += torch.linalg.vector_norm(x, dim=(1, 2)).double()**2
     top = torch.maximum(-low, high).nan_to_num(0., 0., 0.)
     self._widen(torch.where(top > 0, torch.frexp(top.float())[1], self.exponent))
-    i = (a * torch.exp2(-self.exponent.to(a.dtype))[:, None] * self.bins).nan_to_num(0., 0., 0.).long().clamp_(0, self.bins - 1)
+    every = max(1, n // self.enough) | 1                                         # odd, so that it walks through rows and columns | 奇数，这样各行各列都会走到
+    x = x[..., self.count % every % x.shape[2]::every].flatten(1)
+    i = (x.abs() * torch.exp2(-self.exponent.to(x.dtype))[:, None] * self.bins).nan_to_num(0., 0., 0.).long().clamp_(0, self.bins - 1)
     i += torch.arange(len(x), device=x.device)[:, None] * self.bins
     self.hist += torch.bincount(i.flatten(), minlength=self.hist.numel()).view_as(self.hist)
-    self.count += x.shape[1]
+    self.count += n; self.counted += x.shape[1]
     return self
 
 @patch
@@ -68,6 +71,7 @@ def merge(self: ChannelTally,
     theirs = ChannelTally(self.axis, self.bins); vars(theirs).update(vars(other))
     self._widen(both); theirs._widen(both)
     self.hist, self.sum, self.squares, self.count = self.hist + theirs.hist, self.sum + other.sum, self.squares + other.squares, self.count + other.count
+    self.counted += other.counted
     self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
     return self
 
@@ -84,7 +88,7 @@ def quantile(self: ChannelTally,
 ) -> Tensor: # of the magnitude, `[C]` | 绝对值的分位数，`[C]`
     "The quantile of each channel | 每个通道的分位数"
     if q == 1: return self.max
-    r, above = q * (self.count - 1) + .5, self.hist.cumsum(1)
+    r, above = q * (self.counted - 1) + .5, self.hist.cumsum(1)
     b = torch.searchsorted(above, torch.full_like(above[:, :1], int(r)), right=True).clamp(max=self.bins - 1)
     h = self.hist.gather(1, b).clamp(min=1)
     part = (r - (above.gather(1, b) - h)) / h
@@ -124,11 +128,13 @@ class ChannelHook(VoltageHook):
         return self.shape(f * self.seen.quantile(q)).to(self.dtype_seen)
 
 # %% ../../nbs/ann2snn/10_statistics.ipynb #898678d7
-class _PerChannel(ThresholdOptimizer): # what all of them share: dead channels get the threshold 1 | 共同之处：从不响应的通道阈值取 1
+class _PerChannel(ThresholdOptimizer): # what all of them share: a dead channel gets the threshold of the middle one, or 1 | 共同之处：从不响应的通道取居中通道的阈值，或 1
     def compute_threshold(self, hook):
         if not isinstance(hook, ChannelHook): raise InputError(f"{type(self).__name__} reads the histogram of a ChannelHook, not of a {type(hook).__name__}")
         s = self.choose(hook.seen)
-        return hook.shape(torch.where(s > 0, s, torch.ones_like(s))).to(hook.dtype_seen)
+        return hook.shape(torch.where(s > 0, s, _middle(s))).to(hook.dtype_seen)
+
+def _middle(s): return s[s > 0].median() if (s > 0).any() else torch.ones_like(s[0]) # of the channels that spoke | 在响应过的通道里
 
 class ByMode(_PerChannel):
     "A maximum, percentile or fraction, channel by channel | 逐通道的最大值、百分位数或比例"
@@ -137,8 +143,9 @@ class ByMode(_PerChannel):
     ) -> Tensor: # thresholds, `[C]` | 阈值，`[C]`
         "The thresholds | 阈值"
         q, f = parse_mode('max' if self.strategy == 'fixed' else self.strategy)
-        room = 1 + 2 / seen.count**.5 if seen.count < 200 else 1. # the largest of a few is not the largest of many | 少数几个里最大的，不是许多里最大的
-        return f * room * seen.quantile(q)
+        s = f * seen.quantile(q)
+        if seen.count >= 200: return s
+        return (1 + 2 / seen.count**.5) * s.maximum(_middle(s)) # the largest of a few is not the largest of many | 少数几个里最大的，不是许多里最大的
 
 class LeastSquares(_PerChannel):
     "The threshold with the least mean squared error at `T` steps | 在 `T` 步时均方误差最小的阈值"
@@ -152,7 +159,7 @@ class LeastSquares(_PerChannel):
     ) -> Tensor: # mean squared errors, `[C]` | 均方误差，`[C]`
         "The error of each channel | 每个通道的误差"
         a, step = seen.centres(), s[:, None] / self.T
-        return (((a / step + .5).floor().clamp(max=self.T) * step - a).square() * seen.hist).sum(1) / seen.count
+        return (((a / step + .5).floor().clamp(max=self.T) * step - a).square() * seen.hist).sum(1) / seen.counted
     def choose(self,
         seen: ChannelTally, # what a hook has seen | 钩子所见
     ) -> Tensor: # thresholds, `[C]` | 阈值，`[C]`
@@ -171,7 +178,7 @@ class Balance(_PerChannel):
     ) -> Tensor: # thresholds, `[C]` | 阈值，`[C]`
         "The thresholds | 阈值"
         a, s = seen.centres(), torch.zeros_like(seen.max)
-        for _ in range(self.rounds): s = s + 2 * ((a - s[:, None]).clamp(min=0) * seen.hist).sum(1) / seen.count
+        for _ in range(self.rounds): s = s + 2 * ((a - s[:, None]).clamp(min=0) * seen.hist).sum(1) / seen.counted
         return s.minimum(seen.max)
 
 class Moments(_PerChannel):
@@ -183,7 +190,7 @@ class Moments(_PerChannel):
         seen: ChannelTally, # what a hook has seen | 钩子所见
     ) -> Tensor: # thresholds, `[C]` | 阈值，`[C]`
         "The thresholds | 阈值"
-        m = (seen.centres() * seen.hist).sum(1) / seen.count
+        m = (seen.centres() * seen.hist).sum(1) / seen.counted
         return (m + self.k * (seen.squares / seen.count - m**2).clamp(min=0).sqrt()).minimum(seen.max)
 
 def threshold_optimizer(
