@@ -127,7 +127,9 @@ class MemoryModule(nn.Module, StepModule):
     def _restart(self, name): setattr(self, name, copy.deepcopy(self._starts[name])); self._fresh.add(name)
     def reset(self):
         "Give every memory its start value again | 让每个记忆回到起始值"
-        for name in self._starts: self._restart(name)
+        for name, start in self._starts.items():
+            if start is None or type(start) is float: vars(self)[name] = start; self._fresh.add(name) # nothing to copy | 无需复制
+            else: self._restart(name)
     def detach(self):
         "Cut the memories from the graph of the steps before | 把记忆与之前各步的计算图切断"
         for name, value in self.named_memories(): setattr(self, name, _map(Tensor.detach, value))
@@ -220,12 +222,15 @@ def stale(self: MemoryModule,
                       "The memory is of another batch: call functional.reset_net(net) between batches")
 
 @patch
+def _memory_type(self: MemoryModule, dtype): return dtype if dtype.is_floating_point else torch.get_default_dtype() # for input of type `dtype` | 输入类型为 `dtype` 时
+
+@patch
 def ready(self: MemoryModule,
     x: Tensor,   # what the memory has to match, `[N, *]` | 记忆必须匹配的张量，`[N, *]`
     *names: str, # the memories to prepare | 要准备的记忆
 ):
     "Give fresh memories the shape of `x`; refuse one of another shape | 让全新的记忆取 `x` 的形状；形状不同则拒绝"
-    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    dtype = self._memory_type(x.dtype)
     for name in names:
         v = getattr(self, name)
         if not isinstance(v, Tensor): v = torch.full_like(x, v, dtype=dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, exp, nn
 from . import dynamics, surrogate
 from .base import InputError, InputTypeError, MemoryModule, MultiStepModule, _fits, where_is
 from .kernels.dispatch import backends, multi_step
-from .kernels.torch import reset
+from .kernels.torch import _settle, _threshold, reset, state_type
 from .surrogate import ATan, Rect, Sigmoid
 
 # %% ../nbs/03_neuron.ipynb #a59e4dad
@@ -73,10 +73,11 @@ class BaseNode(MemoryModule):
     def _rest(self): return 0. if self.v_reset is None else self.v_reset # where LIF leaks to | LIF 泄漏的去处
 
 # %% ../nbs/03_neuron.ipynb #cbca944b
-def _check_constants(node, x): # no constant may be wider than `x`, `[N, *]` | 任何常数都不得比 `x`（`[N, *]`）更宽
+def _check_constants(node, shape): # no constant may be wider than a step of the input, `[N, *]` | 任何常数都不得比一步的输入（`[N, *]`）更宽
+    if not node._parameters and not node._buffers: return
     for name, c in (*node._parameters.items(), *node._buffers.items()):
-        if c is None or name not in _constants and name != 'w' or _fits(c.shape, x.shape): continue
-        raise InputError(f"{where_is(node)}: its {name} has shape {tuple(c.shape)}, but a step of the input has shape {tuple(x.shape)}. "
+        if c is None or name not in _constants and name != 'w' or _fits(c.shape, shape): continue
+        raise InputError(f"{where_is(node)}: its {name} has shape {tuple(c.shape)}, but a step of the input has shape {tuple(shape)}. "
                          "Give one number for all, or a tensor that fits the last axes of the input, with one value a neuron")
 
 # %% ../nbs/03_neuron.ipynb #e8dbf1f1
@@ -94,52 +95,85 @@ def neuronal_charge(self: BaseNode,
 ):
     "Charge: `v` becomes the potential before firing | 充电：`v` 变为发放前的电位"
     charge, constants = self.equation()
-    self.v = charge(self.v, x, *constants)
+    self._keep(charge(*self._held(), x, *constants))
 
 @patch
 def neuronal_fire(self: BaseNode) -> Tensor: # spikes, `[N, *]` | 脉冲，`[N, *]`
     "Fire where the potential reaches the threshold | 电位达到阈值处发放"
-    return self.surrogate_function(self.v - self.v_threshold)
+    v, *others = self._held()
+    return self.surrogate_function(v - (_threshold(self.equation()[0], self.v_threshold, others, self.equation()[1]) if others else self.v_threshold))
 
 @patch
 def neuronal_reset(self: BaseNode,
     spike: Tensor, # spikes, `[N, *]` | 脉冲，`[N, *]`
 ):
-    "Reset: `v` becomes the potential after the step | 复位：`v` 变为这一步之后的电位"
-    self.v = reset(self.v, spike, self.v_threshold, self.v_reset, self.detach_reset)
+    "Reset: the memories as they are after the step | 复位：各记忆变为这一步之后的值"
+    self._keep(_settle(*self._reads(), self._held(), spike, self.v_threshold, self.v_reset, self.detach_reset))
 
-# %% ../nbs/03_neuron.ipynb #91d50f51
+# %% ../nbs/03_neuron.ipynb #931c007a
+BaseNode._z = ('v',)
+
+@patch
+def _held(self: BaseNode): return tuple(getattr(self, n) for n in self._z)
+@patch
+def _keep(self: BaseNode, values):
+    for n, value in zip(self._z, values if isinstance(values, tuple) else (values,)): setattr(self, n, value)
+@patch
+def _reads(self: BaseNode): return (None, ()) if type(self).equation is BaseNode.equation else self.equation()
+
+@patch
+def _memory_type(self: BaseNode, dtype): return state_type(dtype) # never half | 绝不用半精度
+
+@patch
+def ready(self: BaseNode,
+    x: Tensor,   # what the memories have to match, `[N, *]` | 记忆必须匹配的张量，`[N, *]`
+    *names: str, # the memories to prepare | 要准备的记忆
+):
+    "As for every module with a memory; one that came in half precision is widened | 与任何有记忆的模块相同；以半精度来的则展宽"
+    MemoryModule.ready(self, x, *names)
+    for n in names:
+        if (wide := state_type((m := getattr(self, n)).dtype)) != m.dtype: setattr(self, n, m.to(wide))
+
+# %% ../nbs/03_neuron.ipynb #b6122f76
 @patch
 def single_step_forward(self: BaseNode,
     x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
 ) -> Tensor: # spikes, `[N, *]` | 脉冲，`[N, *]`
     "Charge, fire, reset | 充电、发放、复位"
-    _check_constants(self, x)
+    _check_constants(self, x.shape)
     self.ready(x, *(name for name in self._starts if name != 'v_seq'))
     vars(self)['_ran'] = 'torch', '' if self.backend == 'torch' else 'one step at a time'
-    self.neuronal_charge(x)
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    self.neuronal_charge(x.to(self.v.dtype) if half else x)
     spike = self.neuronal_fire()
     self.neuronal_reset(spike)
     if self.store_v_seq: self.v_seq = self.v[None] if self.v_seq is None else torch.cat([self.v_seq, self.v[None]])
-    return spike
+    return spike.to(x.dtype) if half else spike
 
-# %% ../nbs/03_neuron.ipynb #b6122f76
-_steps = 'single_step_forward', 'neuronal_charge', 'neuronal_fire', 'neuronal_reset'
+# %% ../nbs/03_neuron.ipynb #eda1b6c7
+_steps = 'single_step_forward', 'neuronal_charge', 'neuronal_fire', 'neuronal_reset', 'neuronal_adaptation'
 
-def _own_step(cls): return next((name for name in _steps if getattr(cls, name) is not getattr(BaseNode, name)), '') # a method that a subclass has changed | 子类改写的方法
+def _own_step(cls): # a method that a subclass has changed; `_whole` marks a class whose equation says all that its methods do | 子类改写的方法；`_whole` 标出方程已说明全部方法的类
+    for c in cls.__mro__:
+        if c is BaseNode or '_whole' in vars(c): return ''
+        for name in _steps:
+            if name in vars(c): return name
+    return ''
 
 @patch
 def multi_step_forward(self: BaseNode,
     x_seq: Tensor, # input, `[T, N, *]` | 输入，`[T, N, *]`
 ) -> Tensor: # spikes, `[T, N, *]` | 脉冲，`[T, N, *]`
     "All steps at once | 一次走完所有步"
-    own = _own_step(type(self))
-    vars(self).update(v_seq=None, _ran=('torch', f'{type(self).__name__} has a {own} of its own' if own else ''))
+    own, me = _own_step(type(self)), vars(self)
+    me['v_seq'], me['_ran'] = None, ('torch', f'{type(self).__name__} has a {own} of its own' if own else '')
     if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not len(x_seq): return MemoryModule.multi_step_forward(self, x_seq)
-    _check_constants(self, x_seq[0])
-    if isinstance(self.v, Tensor): self.ready(x_seq[0], 'v')
-    s_seq, v, v_seq, ran = multi_step(x_seq, self.v, *self.equation(), self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset, self.backend, self.store_v_seq)
-    vars(self).update(v=v, v_seq=v_seq, _ran=ran); self._fresh.discard('v')
+    _check_constants(self, x_seq.shape[1:])
+    z = self._held()
+    if any(isinstance(m, Tensor) for m in z): self.ready(x_seq[0], *self._z); z = self._held()
+    s_seq, z, v_seq, ran = multi_step(x_seq, z, *self.equation(), self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset, self.backend, self.store_v_seq)
+    me.update(zip(self._z, z)); me['v_seq'], me['_ran'] = v_seq, ran
+    self._fresh.difference_update(self._z)
     return s_seq
 
 # %% ../nbs/03_neuron.ipynb #58f2d9bd
@@ -290,12 +324,12 @@ class AdaptBaseNode(BaseNode):
     def neuronal_fire(self) -> Tensor: # spikes, `[N, *]` | 脉冲，`[N, *]`
         "Adapt, then fire | 先适应，再发放"
         self.neuronal_adaptation()
-        return super().neuronal_fire()
+        return self.surrogate_function(self.v - self.v_threshold)
     def neuronal_reset(self,
         spike: Tensor, # spikes, `[N, *]` | 脉冲，`[N, *]`
     ):
         "Reset the potential, and let the adaptation jump | 复位电位，并让适应电流跳变"
-        super().neuronal_reset(spike)
+        self.v = reset(self.v, spike, self.v_threshold, self.v_reset, self.detach_reset)
         self.w = dynamics.jump(self.w, spike, self.b)
 
 # %% ../nbs/03_neuron.ipynb #a75df4f5
@@ -318,6 +352,10 @@ class IzhikevichNode(AdaptBaseNode):
     ):
         super().__init__(v_threshold, v_reset, v_rest, w_rest, tau_w, a, b, *args, **kwargs)
         self.tau, self.v_c, self.a0 = tau, v_c, a0
+    _z, _whole = ('v', 'w'), True
+    def equation(self) -> tuple[Callable, tuple]: # function and constants | 函数与常数
+        "The parabola and the adaptation together | 抛物线与适应合在一起"
+        return dynamics.izhikevich_charge, (self.tau, self.v_rest, self.v_c, self.a0, self.tau_w, self.a, self.b)
     def neuronal_charge(self,
         x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
     ):
@@ -339,16 +377,11 @@ class AdaptiveLIFNode(LIFNode):
         super().__init__(tau, decay_input, *args, **kwargs)
         self.tau_a, self.beta = tau_a, beta
         self.register_memory('trace', 0.)
-    def neuronal_fire(self) -> Tensor: # spikes, `[N, *]` | 脉冲，`[N, *]`
-        "Fire where the potential reaches the raised threshold | 电位达到抬高后的阈值处发放"
-        return self.surrogate_function(self.v - (self.v_threshold + self.beta * self.trace))
-    def neuronal_reset(self,
-        spike: Tensor, # spikes, `[N, *]` | 脉冲，`[N, *]`
-    ):
-        "Reset by the raised threshold, then update the trace | 按抬高后的阈值复位，再更新迹"
-        self.v = reset(self.v, spike, self.v_threshold + self.beta * self.trace, self.v_reset, self.detach_reset)
-        rho = torch.exp(-1 / torch.as_tensor(self.tau_a, dtype=self.v.dtype, device=self.v.device))
-        self.trace = dynamics.decay(self.trace, (1 - rho) * spike, rho)
+    _z = 'v', 'trace'
+    def equation(self) -> tuple[Callable, tuple]: # function and constants | 函数与常数
+        "LIF, with the trace and its decay | LIF，外加迹及其衰减"
+        rho = exp(-1 / self.tau_a) if isinstance(self.tau_a, Tensor) else math.exp(-1 / self.tau_a)
+        return dynamics._alif_charge if self.decay_input else dynamics._alif_charge_whole, (self.tau, self._rest, self.beta, rho)
 
 # %% ../nbs/03_neuron.ipynb #b5b03a3b
 @_like_base
@@ -366,12 +399,10 @@ class CUBALIFNode(BaseNode):
         super().__init__(v_threshold, v_reset, Rect() if surrogate_function is None else surrogate_function, *args, **kwargs)
         self.c_decay, self.v_decay = c_decay, v_decay
         self.register_memory('c', 0.)
-    def neuronal_charge(self,
-        x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
-    ):
+    _z = 'v', 'c'
+    def equation(self) -> tuple[Callable, tuple]: # function and constants | 函数与常数
         "The input feeds the current, the current the potential | 输入补充电流，电流给膜充电"
-        self.c = dynamics.decay(self.c, x, self.c_decay)
-        self.v = dynamics.decay(self.v, self.c, self.v_decay)
+        return dynamics.cuba_charge, (self.v_decay, self.c_decay)
 
 # %% ../nbs/03_neuron.ipynb #802de828
 @_like_base
@@ -386,18 +417,9 @@ class KLIFNode(LIFNode):
     ):
         super().__init__(tau, decay_input, *args, **kwargs)
         self.scale_reset, self.k = scale_reset, nn.Parameter(torch.ones(()))
-    def neuronal_charge(self,
-        x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
-    ):
+    def equation(self) -> tuple[Callable, tuple]: # function and constants | 函数与常数
         "Charge, scale, and drop the negative part | 充电、缩放，并丢掉负的部分"
-        super().neuronal_charge(x)
-        self.v = torch.relu(self.k * self.v)
-    def neuronal_reset(self,
-        spike: Tensor, # spikes, `[N, *]` | 脉冲，`[N, *]`
-    ):
-        "Reset, with the slope undone if so asked | 复位，按要求撤销缩放"
-        k = self.k if self.scale_reset else 1
-        self.v = reset(self.v / k, spike, self.v_threshold / k, self.v_reset, self.detach_reset)
+        return dynamics._klif_charge if self.decay_input else dynamics._klif_charge_whole, (self.tau, self._rest, self.k, self.k if self.scale_reset else 1.)
 
 # %% ../nbs/03_neuron.ipynb #ce30446f
 class PSN(nn.Module, MultiStepModule):

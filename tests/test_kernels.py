@@ -10,7 +10,6 @@ import pytest
 import torch
 from snnbook import dynamics, neuron, surrogate
 from snnbook.kernels import dispatch
-from snnbook.kernels import numba as compiled
 from snnbook.kernels import torch as plain
 
 LIF = dict(charge=dynamics.lif_charge, params=(2., 0.), v_threshold=1., v_reset=0.)
@@ -54,14 +53,117 @@ def test_every_reset(kwargs):
     assert torch.equal(ours[2], theirs[2]) if kwargs.get('decay_input', True) else torch.allclose(ours[2], theirs[2], atol=1e-6)
 
 
+NODES = dict(IF=dict(), LIF=dict(tau=3.), ParametricLIF={}, QIF=dict(tau=4.), EIF=dict(tau=4., delta_T=.5), Izhikevich=dict(tau=4., tau_w=3., a=.2, b=.1),
+             AdaptiveLIF=dict(tau_a=5.), CUBALIF={}, KLIF=dict(tau=3.), KLIFscaled=dict(scale_reset=True, decay_input=False), AdaptiveLIFwhole=dict(decay_input=False))
+
+
+def make(name, **kwargs):
+    cls = getattr(neuron, name.replace('scaled', '').replace('whole', '') + 'Node')
+    return cls(**NODES[name], **kwargs)
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_is_single_precision_rounded_once(dtype):
+@pytest.mark.parametrize('name', NODES)
+def test_half_precision_is_the_same_however_it_runs(name, dtype):
     torch.manual_seed(0)
-    x, w = (torch.randn(9, 500) * 2).to(dtype), torch.randn(9, 500).to(dtype)
-    half, single = pair(surrogate_function=surrogate.ATan())
-    ours, theirs = train(half, x, w), train(single, x.float(), w.float())
-    assert ours[0].dtype == dtype and torch.equal(ours[0].float(), theirs[0])
-    for a, b in zip(ours[1:], theirs[1:]): torch.testing.assert_close(a.float(), b.to(dtype).float(), rtol=2e-2, atol=1e-2)
+    x, w, out = (torch.randn(9, 500) * 2).to(dtype), torch.randn(9, 500).to(dtype), []
+    single = make(name, step_mode='m', backend='torch', surrogate_function=surrogate.ATan())
+    expected = train(single, x.float(), w.float())
+    for backend, pieces in ('torch', 's'), ('torch', (9,)), ('torch', (4, 5)), ('numba', (9,)), ('numba', (1, 3, 5)):
+        node, leaf = make(name, step_mode='s' if pieces == 's' else 'm', backend=backend, surrogate_function=surrogate.ATan()), x.detach().requires_grad_()
+        s = torch.stack([node(i) for i in leaf]) if pieces == 's' else torch.cat([node(i) for i in leaf.split(pieces)])
+        ((s * w).sum() + node.v.square().sum()).backward()
+        assert s.dtype == dtype and node.v.dtype == torch.float32 and leaf.grad.dtype == dtype
+        out.append((s.detach(), node.v.detach(), leaf.grad))
+        assert torch.equal(s.float(), expected[0])
+        torch.testing.assert_close(node.v, expected[1], rtol=0, atol=1e-5 if name == 'EIF' else 0) # an exponential of our own
+    for s, _, g in out[1:]:
+        assert torch.equal(s, out[0][0])
+        torch.testing.assert_close(g.float(), out[0][2].float(), rtol=2e-2, atol=1e-6)
+
+
+def test_a_half_precision_network_keeps_going():
+    node = neuron.LIFNode(tau=torch.tensor([2., 3.]), step_mode='m').half()
+    x = torch.rand(4, 3, 2).half()
+    whole = node(x)
+    assert node.backend_used == 'numba' and node.v.dtype == torch.float32
+    node.reset()
+    pieces = [node(x[:2])]
+    node.half()                                                     # makes the memory half, for a moment
+    pieces.append(node(x[2:]))
+    assert torch.equal(torch.cat(pieces), whole) and node.v.dtype == torch.float32
+
+
+@pytest.mark.parametrize('v_reset', [None, -.3])
+@pytest.mark.parametrize('name', NODES)
+def test_every_neuron_in_every_way(name, v_reset):
+    torch.manual_seed(0)
+    base = torch.randn(10, 2, 6, 5, 4) * 2
+    last = base.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (10, 2))
+    for x, more in (base, dict(v_reset=v_reset)), (last, dict(v_reset=v_reset, detach_reset=True, store_v_seq=True)), (base[:1], dict(v_reset=v_reset)), (base[:, :0], {}):
+        out, w, u = [], torch.randn(x.shape), torch.randn(x.shape)
+        for backend, pieces in ('torch', (len(x),)), ('numba', (len(x),)), ('numba', (len(x) // 2, len(x) - len(x) // 2)), ('torch', None):
+            node = make(name, **more, step_mode='m' if pieces else 's', backend=backend, surrogate_function=surrogate.ATan())
+            leaf, vs = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(), []
+            s = []
+            for piece in leaf.split([p for p in pieces if p]) if pieces else leaf:
+                s.append(node(piece))
+                if node.store_v_seq and pieces: vs.append(node.v_seq)
+            laid = s[0].stride()
+            s = torch.cat(s) if pieces else torch.stack(s)
+            assert backend != 'numba' or laid == x.stride() or not x.numel() or len(x) == 1
+            if node.store_v_seq and not pieces: vs = [node.v_seq]
+            memories = [m for n, m in node.named_memories() if n != 'v_seq']
+            loss = (s * w).sum() + sum(m.square().sum() for m in memories) + ((torch.cat(vs) * u).sum() if vs else 0)
+            out.append([s, *memories, *torch.autograd.grad(loss, [leaf, *node.parameters()], allow_unused=True)])
+            assert not pieces or node.backend_used == backend
+        for other in out[1:]:
+            assert torch.equal(other[0], out[0][0])
+            for a, b in zip(other, out[0]): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', NODES)
+def test_every_constant_learns(name):
+    torch.manual_seed(0)
+    x, w, out = torch.randn(7, 3, 4, dtype=torch.float64) * 2, torch.randn(7, 3, 4, dtype=torch.float64), []
+    for backend in 'torch', 'numba':
+        node = make(name, step_mode='m', backend=backend, surrogate_function=surrogate.Sigmoid()).double()
+        for n in neuron._constants:
+            if isinstance(getattr(node, n, None), float) and n != 'tau_a': setattr(node, n, torch.nn.Parameter(torch.full((4,), getattr(node, n), dtype=torch.float64)))
+        for n in [n for n in node._starts if n != 'v_seq']: setattr(node, n, torch.full((3, 4), .2, dtype=torch.float64, requires_grad=True))
+        first = [getattr(node, n) for n in node._starts if n != 'v_seq']
+        s = node(x)
+        ends = [getattr(node, n) for n in node._starts if n != 'v_seq']
+        out.append([s, *torch.autograd.grad((s * w).sum() + sum(e.square().sum() for e in ends), [*first, *node.parameters()], allow_unused=True)])
+        assert node.backend_used == backend and len(first) == len(node._z)
+    assert torch.equal(out[0][0], out[1][0])
+    for a, b in zip(*out): assert (a is None) == (b is None) or not (a if b is None else b).any(); a is None or b is None or torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize('name', NODES)
+def test_the_backward_of_smooth_spikes_passes_gradcheck(name): # of the loop; the kernels are compared with it above
+    x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    node = make(name, step_mode='m', surrogate_function=surrogate.ATan(spiking=False)).double()
+    assert torch.autograd.gradcheck(lambda x: copy.deepcopy(node)(x), (x,))
+
+
+def test_a_neuron_of_ones_own_is_compiled():
+    class Cubic(neuron.BaseNode):
+        def equation(self): return cubic, (2.,)
+    x, out = torch.randn(6, 50), []
+    for backend in 'torch', 'numba':
+        node = Cubic(step_mode='m', backend=backend, surrogate_function=surrogate.ATan())
+        out.append(train(node, x, torch.ones(6, 50)))
+        assert node.backend_used == backend
+    for a, b in zip(*out): torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    class Careful(neuron.BaseNode):
+        def equation(self): return careful, ()
+    node = Careful(step_mode='m')
+    assert node(x[:, :1]).shape == (6, 1) and node.backend_used.startswith('torch (an equation that asks')
+
+
+def cubic(v, x, tau): return v + (x - v * v * v / 3) / tau
+def careful(v, x): return v + x if v > 0 else x
 
 
 def test_double_precision():
@@ -178,12 +280,11 @@ def test_a_changed_equation_is_never_served_from_the_cache(tmp_path):
     code = '''
 import math, torch, types
 from snnbook import dynamics
-from snnbook.kernels import numba as compiled
+from snnbook.kernels.dispatch import multi_step
 from snnbook.surrogate import ATan
 def leak(v, x): return v / SHARE + x
-dynamics.slopes[leak] = dynamics._if_slopes
 SHARE = {}
-print(compiled.multi_step(torch.ones(2, 1), 0., leak, (), 9., 0., ATan())[1].item())
+print(multi_step(torch.ones(2, 1), 0., leak, (), 9., 0., ATan(), backend='numba')[1].item())
 '''
     assert python(code.replace('{}', '2'), SNNBOOK_CACHE=str(tmp_path)) == ['1.5']
     assert python(code.replace('{}', '4'), SNNBOOK_CACHE=str(tmp_path)) == ['1.25']
@@ -234,7 +335,8 @@ def test_compiled_network():
 
 def test_what_is_kept_for_backward():
     x, seen = torch.rand(16, 1000, requires_grad=True), {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.setdefault(t.data_ptr(), t), lambda t: t): s, _ = compiled.multi_step(x, 0., **LIF, surrogate=surrogate.ATan())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.setdefault(t.data_ptr(), t), lambda t: t):
+        s = dispatch.multi_step(x, 0., **LIF, surrogate=surrogate.ATan(), backend='numba')[0]
     extra = [t for t in seen.values() if t.data_ptr() not in (x.data_ptr(), s.data_ptr())]
     assert sum(t.nbytes for t in extra) <= .1 * x.nbytes
     assert len(plain.multi_step(x, torch.zeros(1000), **LIF, surrogate=surrogate.ATan())) == 3

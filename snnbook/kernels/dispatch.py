@@ -10,21 +10,23 @@ import functools, importlib, importlib.util, os
 from collections.abc import Callable
 import torch
 from torch import Tensor
-from .. import dynamics
 from ..base import InputError
 from . import torch as plain
 from .compile import NotCompilable, fingerprint
+from .derive import backward, parts, states, steps
 from ..surrogate import SurrogateFunction
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #ba79b81a
 @functools.cache
 def _unfit(charge, kind): # why no kernel can be made of these, or '' | 为什么做不成内核，或 ''
-    if charge not in dynamics.slopes: return f"dynamics.slopes has no entry for {getattr(charge, '__name__', charge)}"
     if not issubclass(kind, SurrogateFunction): return f"the surrogate {kind.__name__} is not a SurrogateFunction"
     if kind.forward is not SurrogateFunction.forward or getattr(kind.spiking_function, '__func__', None) is not SurrogateFunction.spiking_function.__func__:
         return f"{kind.__name__} has a forward of its own"
-    try: fingerprint(charge, dynamics.slopes[charge], kind.gradient)
+    try:
+        fingerprint(*parts(charge, True).values(), kind.gradient)
+        backward(charge, charge.__code__.co_argcount - states(charge) - 1, True, False, (), str)
     except NotCompilable as e: return str(e)
+    except Exception as e: return f"{charge.__name__} cannot be differentiated: {e}"
     return ''
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #8303c541
@@ -33,25 +35,32 @@ def _unfit_now(x_seq, v, constants, surrogate): # why this call is not for a ker
     if type(surrogate.alpha) not in (float, int): return "alpha is not a number"
     if surrogate._forward_hooks or surrogate._forward_pre_hooks: return "the surrogate has hooks"
     if x_seq.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16): return f"the input is {x_seq.dtype}"
-    for c in (v, *constants):
-        if isinstance(c, Tensor) and (c.dim() and c.dtype != x_seq.dtype or c.device != x_seq.device and c.numel() > 1):
-            return f"the input is {x_seq.dtype} on {x_seq.device}, but a constant or the potential is {c.dtype} on {c.device}"
+    wide = plain.state_type(x_seq.dtype)
+    for c in (*v, *constants):
+        if isinstance(c, Tensor) and (c.dim() and c.dtype not in (x_seq.dtype, wide) or c.device != x_seq.device and c.numel() > 1):
+            return f"the input is {x_seq.dtype} on {x_seq.device}, but a constant or a memory is {c.dtype} on {c.device}"
     if torch._C._are_functorch_transforms_active(): return "a function transform is active"
     if torch.autograd.forward_ad._current_level >= 0: return "forward-mode derivatives are asked for"
     return "the input is not strided" if x_seq.layout != torch.strided else ''
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #a2a78a1f
 engines = {'cpu': 'numba', 'cuda': 'triton'} # the kernel for each kind of device | 各种设备所用的内核
-backends = 'auto', 'torch', 'numba', 'triton'
+backends = 'auto', 'torch', 'numba', 'triton', 'numba_cuda'
 _broken = {} # kernels that failed to compile, with the reason | 编译失败的内核及原因
 
 @functools.cache
 def _installed(name): return importlib.util.find_spec(name) is not None
 
+def _nowhere(engine, device): # why this engine cannot run on this device, or '' | 为什么该引擎不能在这个设备上运行，或 ''
+    if not _installed(package := engine.partition('_')[0]): return f"{package} is not installed"
+    pretend = engine != 'numba' and os.environ.get('TRITON_INTERPRET' if engine == 'triton' else 'NUMBA_ENABLE_CUDASIM') == '1' # runs on the processor to be checked | 为了检查而在处理器上运行
+    home = 'cpu' if engine == 'numba' or pretend else 'cuda'
+    return '' if device == home or pretend and device == 'cuda' else f"{engine} does not run on {device!r}"
+
 def choose(
     backend: str,       # `'auto'` or the name of an engine | `'auto'` 或引擎的名字
     x_seq: Tensor,      # input, `[T, N, *]` | 输入，`[T, N, *]`
-    v: float|Tensor,    # potential before the first step | 第一步之前的电位
+    v: tuple,           # memories before the first step | 第一步之前的记忆
     charge: Callable,   # equation | 方程
     constants: tuple,   # its constants, threshold and reset | 方程的常数、阈值与复位电位
     surrogate: Callable, # from distance to spike | 由距离得到脉冲
@@ -60,63 +69,64 @@ def choose(
     if backend == 'torch': return 'torch', ''
     engine = engines.get(x_seq.device.type, 'torch') if backend == 'auto' else backend
     if engine == 'torch': return 'torch', f"no kernel for device {x_seq.device.type!r}"
-    why = '' if _installed(engine) else f"{engine} is not installed"
-    homes = ('cpu',) if engine == 'numba' else ('cuda', 'cpu') if os.environ.get('TRITON_INTERPRET') == '1' else ('cuda',)
-    why = why or ('' if x_seq.device.type in homes else f"{engine} does not run on {x_seq.device.type!r}")
+    why = _nowhere(engine, x_seq.device.type)
     why = why or _unfit(charge, type(surrogate)) or _broken.get((engine, charge, type(surrogate))) or _unfit_now(x_seq, v, constants, surrogate)
     if why and backend != 'auto': raise InputError(f"backend {backend!r} cannot run this neuron: {why}. Use 'auto' or 'torch'")
     return ('torch', why) if why else (engine, '')
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #5204aee5
+@functools.cache
 def _engine(name): return importlib.import_module(f'snnbook.kernels.{name}') # imported when first used | 首次使用时才导入
 
 def _name_of(thing): return f'{thing.__module__}:{thing.__qualname__}'
 def _find(name): return functools.reduce(getattr, name.partition(':')[2].split('.'), importlib.import_module(name.partition(':')[0]))
 
-def _weave(pattern, tensors, numbers): # 't' takes the next tensor, 'n' the next number | 't' 取下一个张量，'n' 取下一个数
-    tensors, numbers = iter(tensors), iter(numbers)
-    return [next(tensors) if p == 't' else next(numbers) for p in pattern]
+def _weave(charge, pattern, tensors, numbers): # memories and constants: 't' takes the next tensor, 'n' the next number | 记忆与常数：'t' 取下一个张量，'n' 取下一个数
+    tensors, numbers, m = iter(tensors), iter(numbers), states(charge)
+    inputs = tuple(next(tensors) if p == 't' else next(numbers) for p in pattern)
+    return inputs[:m], inputs[m:]
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #15366efa
 @torch.library.custom_op('snnbook::steps', mutates_args=())
 def _steps(engine: str, charge: str, kind: str, alpha: float, soft: bool, detach: bool, v_seq: bool, pattern: str,
            x_seq: Tensor, tensors: list[Tensor], numbers: list[float]) -> list[Tensor]:
-    v, *constants = _weave(pattern, tensors, numbers)
-    return list(_engine(engine)._run((_find(charge), _find(kind), alpha, soft, detach), v_seq, x_seq, v, constants))
+    z, constants = _weave(_find(charge), pattern, tensors, numbers)
+    return list(_engine(engine).run((_find(charge), _find(kind), alpha, soft, detach), v_seq, x_seq, z, constants)[0])
 
 @torch.library.custom_op('snnbook::steps_back', mutates_args=())
-def _steps_back(engine: str, charge: str, kind: str, alpha: float, soft: bool, detach: bool, pattern: str, needs: list[bool],
+def _steps_back(engine: str, charge: str, kind: str, alpha: float, soft: bool, detach: bool, v_seq: bool, pattern: str, needs: list[bool],
                 grads: list[Tensor], x_seq: Tensor, tensors: list[Tensor], numbers: list[float]) -> list[Tensor]:
-    v, *constants = _weave(pattern, tensors, numbers)
-    out = _engine(engine)._run_back((_find(charge), _find(kind), alpha, soft, detach), grads, x_seq, v, constants, [True, *needs])
+    z, constants = _weave(_find(charge), pattern, tensors, numbers)
+    out = _engine(engine).back((_find(charge), _find(kind), alpha, soft, detach), v_seq, grads, x_seq, z, constants, [True, *needs])
     return [o for o in out if o is not None]
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #680a5aad
-def _alike(x): # an empty tensor as the kernel would lay it out, and one step of it | 按内核的排布给出空张量，以及它的一步
+def _alike(x): # empty tensors as a kernel would lay them out: spikes, and a memory | 按内核的排布给出空张量：脉冲与记忆
     dense = x.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(x[0])
     like = x[0].new_empty_strided(x.shape[1:], x.stride()[1:]) if dense else x.new_empty(x.shape[1:])
-    return x.new_empty_strided(x.shape, (like.numel(), *like.stride())), like
+    return x.new_empty_strided(x.shape, (like.numel(), *like.stride())), torch.empty_like(like, dtype=plain.state_type(x.dtype))
+
+def _outputs(charge, v_seq, x): # of the first operator | 第一个算子的输出
+    s, v = _alike(x)
+    return [s, *(torch.empty_like(v) for _ in range(states(_find(charge)))), *([torch.empty_like(s, dtype=v.dtype)] if v_seq else [])]
 
 @_steps.register_fake
-def _(engine, charge, kind, alpha, soft, detach, v_seq, pattern, x_seq, tensors, numbers):
-    s, v = _alike(x_seq)
-    return [s, v, torch.empty_like(s)] if v_seq else [s, v]
+def _(engine, charge, kind, alpha, soft, detach, v_seq, pattern, x_seq, tensors, numbers): return _outputs(charge, v_seq, x_seq)
 
 @_steps_back.register_fake
-def _(engine, charge, kind, alpha, soft, detach, pattern, needs, grads, x_seq, tensors, numbers):
-    s, v = _alike(x_seq)
-    out = [v, *(c.new_empty(c.shape) if isinstance(c, Tensor) else None for c in _weave(pattern, tensors, numbers)[1:])]
+def _(engine, charge, kind, alpha, soft, detach, v_seq, pattern, needs, grads, x_seq, tensors, numbers):
+    (s, v), (z, constants) = _alike(x_seq), _weave(_find(charge), pattern, tensors, numbers)
+    out = [*(torch.empty_like(v) for _ in z), *(c.new_empty(c.shape) if isinstance(c, Tensor) else None for c in constants)]
     return [s, *(o for o, n in zip(out, needs) if n)]
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #ff2493b2
 def _keep(ctx, inputs, output):
-    *ctx.how, ctx.v_seq, ctx.pattern, x_seq, tensors, ctx.numbers = inputs
+    *ctx.how, ctx.pattern, x_seq, tensors, ctx.numbers = inputs
     ctx.save_for_backward(x_seq, *tensors)
 
 def _gradient(ctx, grads):
     x_seq, *tensors = ctx.saved_tensors
-    s, v = _alike(x_seq)
-    grads = [torch.zeros_like(o) if g is None else g for g, o in zip(grads, [s, v, s])]
+    grads = [torch.zeros_like(o) if g is None else g for g, o in zip(grads, _outputs(ctx.how[1], ctx.how[6], x_seq))]
     asked = iter(ctx.needs_input_grad[9])
     needs = [p == 't' and next(asked) for p in ctx.pattern]
     gx, *rest = _steps_back(*ctx.how, ctx.pattern, needs, grads, x_seq, tensors, ctx.numbers)
@@ -135,35 +145,31 @@ def _names(charge, kind): # how the operator knows them, or None | 算子所认�
     try: return names if (_find(names[0]), _find(names[1])) == (charge, kind) else None
     except (AttributeError, ImportError, KeyError): return None
 
-def _traced(backend, x_seq, v, charge, constants, soft, surrogate, detach_reset, v_seq):
+def _traced(backend, x_seq, z, charge, constants, soft, surrogate, detach_reset, v_seq):
     engine = engines.get(x_seq.device.type) if backend == 'auto' else backend
     names = None if engine in (None, 'torch') or not surrogate.spiking or not x_seq.is_floating_point() else _names(charge, type(surrogate))
-    if names is None: return None
-    inputs = v, *constants
+    if names is None: return None, ('torch', 'traced')
+    inputs = *z, *constants
     tensors, numbers = [i for i in inputs if isinstance(i, Tensor)], [float(i) for i in inputs if not isinstance(i, Tensor)]
     pattern = ''.join('t' if isinstance(i, Tensor) else 'n' for i in inputs)
-    return engine, _steps(engine, *names, float(surrogate.alpha), soft, detach_reset, v_seq, pattern, x_seq, tensors, numbers)
+    return _steps(engine, *names, float(surrogate.alpha), soft, detach_reset, v_seq, pattern, x_seq, tensors, numbers), (engine, '')
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #5a2da957
-def _by_loop(x_seq, v, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq):
-    if not isinstance(v, Tensor): v = torch.full_like(x_seq[0], v, dtype=x_seq.dtype if x_seq.is_floating_point() else torch.get_default_dtype())
-    s, end, vs = plain.multi_step(x_seq, v, charge, params, v_threshold, v_reset, surrogate, detach_reset)
-    return s, end, torch.stack(vs) if v_seq else None
-
-def _by_kernel(engine, x_seq, v, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq):
-    s, end, *vs = _engine(engine).multi_step(x_seq, v, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq)
-    return s, end, vs[0] if v_seq else None
-
 def _compiles(engine, *args): # its outputs, or why it cannot be compiled | 它的输出，或无法编译的原因
-    try: return _by_kernel(engine, *args), ''
+    try: return steps(_engine(engine), *args), ''
     except Exception as e:
         if type(e).__module__.partition('.')[0] not in ('numba', 'llvmlite', 'triton'): raise
         return None, f"{engine} could not compile it: {type(e).__name__}: {str(e).strip().splitlines()[0]}"
 
+def _by_loop(x_seq, z, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq):
+    z = tuple(m if isinstance(m, Tensor) else torch.full_like(x_seq[0], m, dtype=plain.state_type(x_seq.dtype)) for m in z)
+    s, z, vs = plain.multi_step(x_seq, z, charge, params, v_threshold, v_reset, surrogate, detach_reset)
+    return s, *z, *([torch.stack(vs)] if v_seq else [])
+
 # %% ../../nbs/kernels/04_dispatch.ipynb #c4d15e54
 def multi_step(
     x_seq: Tensor,              # input, `[T, N, *]`, T ≥ 1 | 输入，`[T, N, *]`，T ≥ 1
-    v: float|Tensor,            # potential before the first step: a number, or `[N, *]` | 第一步之前的电位：一个数，或 `[N, *]`
+    v: float|Tensor|tuple,      # potential before the first step: a number, or `[N, *]`; or a tuple of all memories | 第一步之前的电位：一个数，或 `[N, *]`；或全部记忆的元组
     charge: Callable,           # the equation, called as `charge(v, x, *params)` | 方程，调用方式为 `charge(v, x, *params)`
     params: tuple,              # its constants | 方程的常数
     v_threshold: float|Tensor,  # threshold | 阈值
@@ -172,17 +178,20 @@ def multi_step(
     detach_reset: bool = False, # hide the reset from autograd | 对自动求导隐藏复位
     backend: str = 'auto',      # `'auto'` or the name of an engine | `'auto'` 或引擎的名字
     v_seq: bool = False,        # also give the potential after each step | 也给出每步之后的电位
-) -> tuple: # spikes, last potential, potentials or None, and `(engine, why)` | 脉冲、最后的电位、各步电位或 None，以及 `(引擎, 原因)`
+) -> tuple: # spikes, last potential (or memories, if a tuple was given), potentials or None, and `(engine, why)` | 脉冲、最后的电位（若给的是元组则为各记忆）、各步电位或 None，以及 `(引擎, 原因)`
     "Charge, fire and reset over time, by the fastest engine that can | 用能胜任的最快引擎沿时间充电、发放、复位"
-    constants = (*params, v_threshold) if v_reset is None else (*params, v_threshold, v_reset)
-    args = x_seq, v, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq
+    soft, many = v_reset is None, isinstance(v, tuple)
+    constants, z = (*params, v_threshold) if soft else (*params, v_threshold, v_reset), v if many else (v,)
+    if x_seq.dtype in (torch.float16, torch.bfloat16): z = tuple(m.float() if isinstance(m, Tensor) else m for m in z)
+    out, ran = None, ('torch', '')
     if torch.compiler.is_compiling():
-        done = None if backend == 'torch' else _traced(backend, x_seq, v, charge, constants, v_reset is None, surrogate, detach_reset, v_seq)
-        return (*_by_loop(*args), ('torch', 'traced')) if done is None else (*done[1][:2], done[1][2] if v_seq else None, (done[0], ''))
-    engine, why = choose(backend, x_seq, v, charge, constants, surrogate)
-    if engine != 'torch':
-        out, why = _compiles(engine, *args)
-        if not why: return *out, (engine, '')
-        if backend != 'auto': raise InputError(f"backend {backend!r}: {why}")
-        _broken[engine, charge, type(surrogate)] = why
-    return *_by_loop(*args), ('torch', why)
+        if backend != 'torch': out, ran = _traced(backend, x_seq, z, charge, constants, soft, surrogate, detach_reset, v_seq)
+    else:
+        engine, why = ran = choose(backend, x_seq, z, charge, constants, surrogate)
+        if engine != 'torch':
+            out, why = _compiles(engine, (charge, type(surrogate), surrogate.alpha, soft, detach_reset), v_seq, x_seq, z, constants)
+            if why and backend != 'auto': raise InputError(f"backend {backend!r}: {why}")
+            if why: ran = 'torch', why; _broken[engine, charge, type(surrogate)] = why
+    s, *z = _by_loop(x_seq, z, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq) if out is None else out
+    w = z.pop() if v_seq else None
+    return s, tuple(z) if many else z[0], w, ran
