@@ -1,4 +1,5 @@
 "Each notebook is a test under its own name; how it is run is told in nbs/book/03_run.ipynb"
+import os
 import pytest
 from snnbook.base import SnnError
 from snnbook.book.notebook import find_root, read_nb
@@ -7,6 +8,15 @@ from snnbook.book.run import CellError, execute, local_flags
 
 def pytest_addoption(parser):
     parser.addoption('--flags', default='', help="also run cells marked with these flags, for example --flags 'slow gpu'")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    "When everything is asked for, files run side by side, up to four; what is named on the command line runs here and now"
+    o = config.option
+    alone = config.pluginmanager.hasplugin('xdist') and not hasattr(config, 'workerinput')     # a worker has none of its own
+    if alone and config.args_source is pytest.Config.ArgsSource.TESTPATHS and o.numprocesses is None and not (o.usepdb or o.collectonly):
+        o.numprocesses, o.dist = min(4, os.cpu_count() or 1), 'loadfile'
 
 
 def pytest_collect_file(file_path, parent):

@@ -1,5 +1,5 @@
 "What is packed, and what an import costs"
-import email, json, re, subprocess, sys, tarfile, zipfile
+import email, json, os, re, subprocess, sys, tarfile, zipfile
 from pathlib import Path
 import pytest
 from snnbook.book.notebook import find_root
@@ -51,7 +51,42 @@ def test_the_metadata_say_what_a_plain_install_needs(dist):
     assert 'Apache' in (meta['License'] or '') + (meta['License-Expression'] or '')
     scripts = z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt'))).decode()
     assert 'snnbook = snnbook.cli:main' in scripts.replace('=', ' = ').replace('  ', ' ')
-    assert meta.get_payload().startswith('# snnbook')
+    text = meta.get_payload()
+    assert text.startswith('# snnbook') and meta['Description-Content-Type'] == 'text/markdown' and meta['Summary'] and meta['Keywords']
+    assert not re.findall(r'\]\((?!https://|#)', text), 'a link of the description leads nowhere from a package index'
+    assert {u.partition(',')[0] for u in meta.get_all('Project-URL')} >= {'Documentation', 'Source', 'Issues', 'Changelog'}
+    assert {c.rpartition(' ')[2] for c in meta.get_all('Classifier') if re.search(r':: 3\.\d+$', c)} == {'3.11', '3.12', '3.13'}
+    assert 'Typing :: Typed' in meta.get_all('Classifier') and meta.get_all('License-File') == ['LICENSE']
+
+@pytest.fixture(scope='module')
+def installed(dist, tmp_path_factory):
+    "A fresh environment with the wheel in it; what the package needs is lent from here, the repository is not"
+    pytest.importorskip('pip', reason='needs pip')
+    env = tmp_path_factory.mktemp('env')/'venv'
+    python('-m', 'venv', '--without-pip', str(env))
+    exe = env/('Scripts' if sys.platform == 'win32' else 'bin')/'python'
+    site = json.loads(subprocess.run([exe, '-c', 'import json, site; print(json.dumps(site.getsitepackages()))'], capture_output=True, text=True, check=True).stdout)[-1]
+    lent = [p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))]
+    Path(site, 'lent.pth').write_text('\n'.join(lent))    # a path file in a lent folder is not read, so an editable install does not come along
+    python('-m', 'pip', '--python', str(exe), 'install', '-q', '--no-deps', '--no-index', '--ignore-installed', str(next(dist.glob('*.whl'))))
+    def run(*args):
+        keep = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+        return subprocess.run([exe.with_name(args[0]), *args[1:]], cwd=env.parent, env={**keep, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}, capture_output=True, text=True)
+    return env, run
+
+def test_the_wheel_works_without_the_repository(installed):
+    env, run = installed
+    p = run('python', '-c', "import sys, snnbook; print(snnbook.__file__, 'torch' in sys.modules); import snnbook.neuron, snnbook.ann2snn, snnbook.nir_exchange, snnbook.widgets")
+    assert p.returncode == 0, p.stderr
+    assert Path(p.stdout.split()[0]).resolve().is_relative_to(env.resolve()) and p.stdout.split()[1] == 'False'
+    p = run('snnbook', 'book', 'lint')
+    assert p.returncode == 2 and 'inside a clone' in p.stderr and 'Traceback' not in p.stderr, p.stderr
+
+def test_the_demo_runs_from_the_wheel(installed):
+    env, run = installed
+    p = run('snnbook', 'demo')
+    assert p.returncode == 0, p.stderr[-2000:]
+    assert [f.suffix for f in sorted((env.parent/'snnbook-demo').iterdir())], 'the demo leaves pictures and a report'
 
 def import_time(statement): # seconds, by Python's own account
     lines = python('-X', 'importtime', '-c', statement, cwd=ROOT).stderr.splitlines()
