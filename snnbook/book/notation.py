@@ -21,7 +21,7 @@ _DRAWING = set('''frac tfrac dfrac sqrt sum prod int infty partial nabla le ge l
     leftarrow rightarrow Leftarrow Rightarrow Longrightarrow longrightarrow Longleftrightarrow Leftrightarrow iff mapsto left right big Big bigg Bigg bigl bigr Bigl Bigr lfloor rfloor lceil rceil
     langle rangle lvert rvert quad qquad dots ldots cdots vdots hat bar tilde dot ddot vec overline underline underbrace overbrace widehat widetilde mathbf boldsymbol begin end cases pmatrix bmatrix
     top prime ell star forall exists limits displaystyle textstyle ll gg lesssim gtrsim sim
-    exp ln log sin cos tan tanh arctan arccos arcsin max min arg argmax argmin lim sup inf det bmod mod Pr'''.split())
+    exp ln log sin cos tan tanh arctan arccos arcsin max min arg argmax argmin lim sup inf det bmod mod Pr mathrel mathop mathbin'''.split())
 _NAMED = r'\\(?:mathrm|operatorname|mathit|text|textrm)\s*\{([^{}]*)\}'
 
 def letters(
