@@ -446,3 +446,17 @@ def test_a_long_line_of_source_is_cut_in_messages():
     f = lambda x: x.tanh()  # a comment that is long, and longer, and longer still, and goes on and on, until nobody would want to see all of it in a message
     with pytest.raises(ConversionError) as e: Converter([torch.rand(8, 6)])(Fn(f))
     assert '...' in str(e.value) and 'want to see all' not in str(e.value)
+
+
+@pytest.mark.parametrize('preset', [None, 'binary', 'signed', 'annealed', 'multi'])
+def test_views_of_images_and_of_the_answer_work(preset):
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.conv, self.act, self.fc, self.side = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(8 * 64, 10), nn.Conv2d(8, 2, 3)
+        def forward(self, x): y = self.act(self.conv(x)); return self.fc(y.view(x.size(0), -1)), self.side(y)
+    torch.manual_seed(0)
+    ann, x = Net().eval(), torch.rand(6, 3, 8, 8)
+    snn = Converter([x], **({} if preset is None else {'preset': preset}))(ann)
+    for i, y in enumerate(snn.run(x, 8)):
+        want = ann(x)[i].detach()
+        assert ((y.view(6, -1) - want.view(6, -1)) ** 2).mean() < .1 * (want ** 2).mean()
+    for y in snn(x): y.view(6, -1)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ..base import MemoryModule
 from ..dynamics import if_charge, where
+from ..functional import _MOVES, _trusted
 from ..neuron import BaseNode
 from .codes import Code, Inject, Once, _LINEAR
 from .modules import RunningMaxPool, VoltageScaler
@@ -90,16 +91,17 @@ def multi_step_forward(self: CodedNeuron,
     "All steps at once | 一次走完所有步"
     how = _equation(self)
     if how is None or not _compiled(x_seq): return MemoryModule.multi_step_forward(self, x_seq)
-    from snnbook.kernels.numba import _as, _flat, _launch, fresh
-    (spike, counts), x = how, _flat(x_seq)
+    from snnbook.kernels.memory import as_laid, flat, fresh
+    from snnbook.kernels.numba import _launch
+    (spike, counts), x = how, flat(x_seq)
     T, shape, stride = len(x), x.shape[1:], x.stride()[1:]
     shifted = self.shift is not None
     if shifted and self.code.once: # enters at the first step only | 只在第一步进入
-        if self.t == 0: x = _flat(torch.cat([x[:1] + self.shift, x[1:]])); stride = x.stride()[1:]
+        if self.t == 0: x = flat(torch.cat([x[:1] + self.shift, x[1:]])); stride = x.stride()[1:]
         shifted = False
     self.ready(x[0], 'v', *['n'] * counts)
     dense = lambda c: fresh(shape, stride, x.dtype).copy_(c)
-    v, n, th = _as(self.v, shape, stride), _as(self.n, shape, stride) if counts else None, dense(self.v_threshold)
+    v, n, th = as_laid(self.v, shape, stride), as_laid(self.n, shape, stride) if counts else None, dense(self.v_threshold)
     sh = dense(self.shift) if shifted else th
     w = torch.tensor([self.code.weight(self.t + k + 1) for k in range(T)] if counts else [1.] * T, dtype=x.dtype)
     y = fresh(x.shape, (v.numel(), *stride), x.dtype)
@@ -183,6 +185,8 @@ def _one(self: Chunks, n, env, t, K): # the value of a node in steps t+1 .. t+K 
     leaves = [l for l in tree_flatten((args, kwargs))[0] if isinstance(l, (Steps, Still))]
     m, call = self.modules.get(n), getattr(self.call, n.op)
     f = m if m is not None else lambda *a, **kw: call(n.target, a, kw)
+    if n.op == 'call_method' and n.target in _MOVES or m is not None and not all(map(_trusted, m.modules())): # these may ask for the usual layout | 它们可能要求通常的布局
+        f = lambda *a, f=f, **kw: f(*_usual(a), **_usual(kw))
     if not leaves: return f(*args, **kwargs)
     if isinstance(m, Inject): return Still(leaves[0].v, True)
     still = all(isinstance(l, Still) for l in leaves) and len({l.once for l in leaves}) == 1
@@ -201,6 +205,7 @@ def _own(self: Chunks, n): # is its input new memory that nobody else reads? | �
     a = n.args[0]
     return len(a.users) == 1 and a not in self.keep and (type(self.modules.get(a)) in _LINEAR or isinstance(self.modules.get(a), BaseNode))
 
+def _usual(y): return tree_map(lambda x: x.contiguous() if isinstance(x, Tensor) else x, y)
 def _lay(y): return tree_map(lambda x: x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x, y)
 
 # %% ../../nbs/ann2snn/11b_chunks.ipynb #a644a6d9
@@ -255,7 +260,7 @@ def run(self: Chunks,
     else: env = {a: _tensors(lambda x: self.code.read(x, T), v) if moves[a] else v for a, v in total.items()}
     for n in self.gm.graph.nodes:
         if n in self.skip: env[n] = self.modules[n](env[n.args[0]])
-    return _plain(fx.map_arg(out.args[0], env.__getitem__))
+    return _plain(_usual(fx.map_arg(out.args[0], env.__getitem__)))
 
 def _size(inputs): # so that a batch of a chunk is neither small nor huge | 使一段的批既不小也不大
     n = next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), 1)

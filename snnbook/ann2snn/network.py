@@ -36,7 +36,7 @@ class SpikingGraph(fx.GraphModule):
         "Give a graph a clock | 给图装上时钟"
         new = cls(gm, gm.graph, type(gm).__name__ if not isinstance(gm, cls) else gm._class_name())
         new.made = SimpleNamespace(code=RateCode() if code is None else code, T=T, **made)
-        return new.eval().to(memory_format=torch.channels_last) # the faster layout of images | 图像的较快布局
+        return new.eval().to(memory_format=torch.contiguous_format) # calls of the user may ask for the usual layout | 使用者的调用可能要求通常的布局
     def _class_name(self): return next(c.__name__ for c in type(self).__mro__ if c.__name__ != 'GraphModuleImpl')
     def __deepcopy__(self, memo):
         new = super().__deepcopy__(memo)

@@ -248,6 +248,8 @@ def canonical(
 ) -> fx.GraphModule: # the same network | 同一个网络
     "One module a call, nothing shared, batch norm folded, pools before rectifiers | 每次调用一个模块，毫无共享，批归一化已并入，先池化后整流"
     modules = dict(gm.named_modules(remove_duplicate=False))
+    for n in gm.graph.nodes: # layouts may change on the way | 途中布局可能改变
+        if n.op == 'call_method' and n.target == 'view' and not any(isinstance(a, torch.dtype) for a in n.args): n.target = 'reshape'
     for n in list(gm.graph.nodes): # in eval mode these do nothing | 评估模式下这些什么也不做
         if n.op == 'call_module' and isinstance(modules[n.target], (nn.modules.dropout._DropoutNd, nn.Identity)):
             n.replace_all_uses_with(n.args[0]); gm.graph.erase_node(n)
