@@ -18,8 +18,9 @@ from .neurons import BinaryIF, CodedNeuron, MultiThresholdIF, Running, SignedIF
 from .statistics import Balance, ChannelHook, ChannelTally, LeastSquares, Moments
 from .operators import MixingRule, PointwiseRule, ProductRule, RectifierRule
 from .network import Parts, SpikingGraph
-from .presets import PRESETS, BiasCorrection
+from .presets import COS, PRESETS, SRP, BiasCorrection, PotentialInit
 from .report import Report
+from .tree import SpikingTree
 
 # %% ../../nbs/ann2snn/07_init.ipynb #336ee39b
 _all_ = ['Converter', 'download_url', 'ReLURule', 'NeuronFactory', 'HookFactory', 'ThresholdOptimizer']

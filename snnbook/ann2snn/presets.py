@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'layerwise', 'site_values', 'nmse', 'PostPass', 'BiasCorre
            'SRP', 'binary', 'signed', 'annealed', 'multi', 'choose']
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #8ac9f980
-import itertools, warnings
+import inspect, itertools, warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -241,7 +241,19 @@ def _tidy(gm, rules, fallback): # what does nothing goes; what nobody knows is m
     gm.graph.eliminate_dead_code()
     for n, _ in problems(gm, rules) if fallback else (): n.meta['fallback'] = True
 
-# %% ../../nbs/ann2snn/13_presets.ipynb #0364496c
+# %% ../../nbs/ann2snn/13_presets.ipynb #465284ef
+@patch
+def _by_module(self: Converter, net, rules, device, error): # the way for networks that cannot be traced | 无法追踪的网络走的路
+    from snnbook.ann2snn.tree import convert_tree
+    names = tuple(n for n, p in inspect.signature(net.forward).parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
+    if 'not installed as a submodule' in str(error): raise error
+    parts = {'binary': binary, 'multi': multi}.get(self.preset, signed)(self.T)[0]
+    parts = Parts(parts.name, RateCode(), self.own['neuron'] or parts.neuron, self.own['threshold'] or parts.threshold)
+    snn = convert_tree(net, rules, _feed(self.dataloader, names, device, self.progress), parts, self.T, str(error))
+    warnings.warn(f"{type(net).__name__} cannot be traced, so it is converted module by module, in a rate code ({parts.name}), and each answer is checked")
+    return snn
+
+# %% ../../nbs/ann2snn/13_presets.ipynb #d578bd92
 @patch
 def by_preset(self: Converter,
     ann: nn.Module, # a trained network, left as it is | 训练好的网络，保持原样
@@ -253,7 +265,8 @@ def by_preset(self: Converter,
     if device is not None and device.type == 'meta': raise ConversionError("there are no numbers on the device 'meta', so nothing can be calibrated there")
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
         if self.device is not None: net = net.to(device)
-        gm = mark(out_of_place(trace(net, rules)))
+        try: gm = mark(out_of_place(trace(net, rules)))
+        except ConversionError as e: return self._by_module(net, rules, device, e)
         _tidy(gm, rules, self.fallback)
         check(gm, rules, self.strict)
         feed = _feed(self.dataloader, _inputs(gm), device, self.progress)
