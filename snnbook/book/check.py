@@ -20,14 +20,18 @@ from .site import try_site
 
 # %% ../../nbs/book/07_check.ipynb #80595e39
 def markdown(
-    nb: dict, # notebook of a page | 页面的笔记本
+    nb: dict,              # notebook of a page | 页面的笔记本
+    figures: bool = False, # with the pictures, which are large | 连同图片，它们很大
 ) -> str: # its text | 它的文字
     "A page as one markdown text | 把一页变成一段 markdown 文字"
     parts = []
     for c in nb['cells'][1:]:
         if c['cell_type'] == 'markdown': parts.append(c['source'])
         else: parts.append('````\n' + c['source'] + '\n````')
-        parts += [''.join(o['data']['text/markdown']) for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+        for o in c.get('outputs', []):
+            data, alt = o.get('data', {}), directives(c).get('fig-alt', '').strip('"')
+            if 'text/markdown' in data: parts.append(''.join(data['text/markdown']))
+            elif figures and 'image/png' in data: parts.append(f'<img alt="{alt}" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">')
     return '\n\n'.join(parts) + '\n'
 
 def html(

@@ -268,8 +268,7 @@ document.addEventListener('click', e => {
   const here = document.documentElement.lang.slice(0, 2), other = here == 'zh' ? 'en' : 'zh', a = e.target.closest('a[href]')
   if (!a || !a.pathname.includes(`/${other}/`) || a.pathname.split(`/${other}/`)[0] != location.pathname.split(`/${here}/`)[0]) return
   const heads = [...document.querySelectorAll('main h2[id], main h3[id], main section[id]')].filter(x => x.getBoundingClientRect().top < 150)
-  a.pathname = location.pathname.replace(`/${here}/`, `/${other}/`)
-  a.hash = heads.length ? heads.pop().id : location.hash
+  a.href = location.href.split('#')[0].replace(`/${here}/`, `/${other}/`) + (heads.length ? '#' + heads.pop().id : location.hash)
 }, true)
 </script>"""
 
@@ -290,7 +289,7 @@ def config(
            'execute': {'enabled': False},
            'website': {'title': 'snnbook', 'site-url': 'https://snnbook.github.io/snnbook', 'repo-url': 'https://github.com/snnbook/snnbook', 'page-navigation': True, 'search': True,
                        'navbar': _navbar(root), 'sidebar': [dict(id=lang, title='snnbook', style='docked', contents=sidebar(root, lang)) for lang in LANGS]},
-           'format': {'html': {'theme': 'cosmo', 'css': 'nbs/styles.css', 'toc': True, 'html-math-method': 'mathml', 'code-overflow': 'wrap', 'include-after-body': {'text': SWITCH}}}}
+           'format': {'html': {'theme': 'cosmo', 'css': 'nbs/styles.css', 'toc': True, 'html-math-method': 'mathml', 'code-overflow': 'wrap', 'highlight-style': 'a11y', 'include-after-body': {'text': SWITCH}}}}
     head = "# Written by `snnbook book sync` from the chapters in nbs/; to change it, change nbs/book/06_site.ipynb\n"
     return head + need('yaml', 'pyyaml').safe_dump(cfg, allow_unicode=True, sort_keys=False, width=1000)
 
