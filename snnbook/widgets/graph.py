@@ -162,18 +162,18 @@ def _constants(ax, r):
     else: ax.set_axis_off()
 
 # %% ../../nbs/widgets/06_graph.ipynb #9c07de46
-def _passing(ax, y, title): # what passes by, as a raster or as colour | 经过的值，画成栅格图或颜色
+def _passing(ax, y, name): # what passes by, as a raster or as colour | 经过的值，画成栅格图或颜色
+    top = float(y.abs().max()) if y.numel() else 0.
     k = max(1, -(-y.shape[1] // 64)); y = y[:, ::k] # every k-th is enough to see | 每 k 个取一个就够看了
     if y.numel() and len(y[y != 0].unique()) <= 1: plot.raster(y, ax=ax)
     else:
-        top = float(y.abs().max()) or 1. if y.numel() else 1.
-        ax.imshow(y.T, aspect='auto', origin='lower', cmap='RdBu_r', vmin=-top, vmax=top); ax.set(xlabel='$t$')
+        ax.imshow(y.T, aspect='auto', origin='lower', cmap='RdBu_r', vmin=-(top or 1), vmax=top or 1); ax.set(xlabel='$t$')
     if y.shape[1] < 2: ax.set_yticks([0])
-    ax.set(ylabel='$i$' if k == 1 else f'$i/{k}$', title=title)
+    ax.set(ylabel='$i$' if k == 1 else f'$i/{k}$', title=rf'$|{name}| \leq {top:.3g}$')
 
 def _work(fig, r):
     ax = fig.subplots(1, 3, width_ratios=[1, 1.3, 1.3]); fig.subplots_adjust(.08, .19, .99, .9, .26)
-    _constants(ax[0], r); _passing(ax[1], r.x, '$x$'); _passing(ax[2], r.y, '$y$')
+    _constants(ax[0], r); _passing(ax[1], r.x, 'x'); _passing(ax[2], r.y, 'y')
 
 _ZH = dict(keeps='保留', gain='增益', fires='发放条件', reset='复位', steps='步数', kernel='核', stride='步幅', padding='填充', kernel_size='核', **{'current keeps': '电流保留', 'current gain': '电流增益', 'leaks to': '泄漏至'})
 
@@ -189,7 +189,7 @@ def _does(r): # words for what it does | 它所做之事的文字
     n, rate, low, high = int((r.y != 0).sum()), float((r.y != 0).double().mean()), float(r.y.min()), float(r.y.max())
     says = f'{n} spikes in {len(r.y)} steps, {rate:.3g} for each neuron and step | {len(r.y)} 步内 {n} 个脉冲，每个神经元每步 {rate:.3g} 个' if spikes else f'from {low:.4g} to {high:.4g} | 从 {low:.4g} 到 {high:.4g}'
     a, _, b = says.partition(' | ')
-    return f'in one step of {r.c.dt:g} s: {en}\ngives: {a} | {r.c.dt:g} 秒的一步：{zh}\n给出：{b}'
+    return f'in one step of {r.c.dt:g} s ({r.c.method}): {en}\ngives: {a} | {r.c.dt:g} 秒的一步（{r.c.method}）：{zh}\n给出：{b}'
 
 # %% ../../nbs/widgets/06_graph.ipynb #77712fc3
 def _graph_of(source, x, given): # the graph, and conventions that come with it | 图，以及随之而来的约定
