@@ -74,7 +74,6 @@ class BaseNode(MemoryModule):
 
 # %% ../nbs/03_neuron.ipynb #cbca944b
 def _check_constants(node, shape): # no constant may be wider than a step of the input, `[N, *]` | 任何常数都不得比一步的输入（`[N, *]`）更宽
-    if not node._parameters and not node._buffers: return
     for name, c in (*node._parameters.items(), *node._buffers.items()):
         if c is None or name not in _constants and name != 'w' or _fits(c.shape, shape): continue
         raise InputError(f"{where_is(node)}: its {name} has shape {tuple(c.shape)}, but a step of the input has shape {tuple(shape)}. "
@@ -114,7 +113,7 @@ def neuronal_reset(self: BaseNode,
 BaseNode._z = ('v',)
 
 @patch
-def _held(self: BaseNode): return tuple(getattr(self, n) for n in self._z)
+def _held(self: BaseNode): return (self.v,) if len(self._z) == 1 else tuple(getattr(self, n) for n in self._z)
 @patch
 def _keep(self: BaseNode, values):
     for n, value in zip(self._z, values if isinstance(values, tuple) else (values,)): setattr(self, n, value)
@@ -140,7 +139,7 @@ def single_step_forward(self: BaseNode,
     x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
 ) -> Tensor: # spikes, `[N, *]` | 脉冲，`[N, *]`
     "Charge, fire, reset | 充电、发放、复位"
-    _check_constants(self, x.shape)
+    if self._parameters or self._buffers: _check_constants(self, x.shape)
     self.ready(x, *(name for name in self._starts if name != 'v_seq'))
     vars(self)['_ran'] = 'torch', '' if self.backend == 'torch' else 'one step at a time'
     half = x.dtype in (torch.float16, torch.bfloat16)
@@ -167,10 +166,11 @@ def multi_step_forward(self: BaseNode,
     "All steps at once | 一次走完所有步"
     own, me = _own_step(type(self)), vars(self)
     me['v_seq'], me['_ran'] = None, ('torch', f'{type(self).__name__} has a {own} of its own' if own else '')
-    if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not len(x_seq): return MemoryModule.multi_step_forward(self, x_seq)
-    _check_constants(self, x_seq.shape[1:])
+    if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not x_seq.shape[0]: return MemoryModule.multi_step_forward(self, x_seq)
+    if self._parameters or self._buffers: _check_constants(self, x_seq.shape[1:])
     z = self._held()
-    if any(isinstance(m, Tensor) for m in z): self.ready(x_seq[0], *self._z); z = self._held()
+    for m in z:
+        if type(m) is not float and isinstance(m, Tensor): self.ready(x_seq[0], *self._z); z = self._held(); break
     s_seq, z, v_seq, ran = multi_step(x_seq, z, *self.equation(), self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset, self.backend, self.store_v_seq)
     me.update(zip(self._z, z)); me['v_seq'], me['_ran'] = v_seq, ran
     self._fresh.difference_update(self._z)

@@ -340,3 +340,16 @@ def test_what_is_kept_for_backward():
     extra = [t for t in seen.values() if t.data_ptr() not in (x.data_ptr(), s.data_ptr())]
     assert sum(t.nbytes for t in extra) <= .1 * x.nbytes
     assert len(plain.multi_step(x, torch.zeros(1000), **LIF, surrogate=surrogate.ATan())) == 3
+
+
+def test_more_numbers_than_32_bits_can_count(tmp_path):
+    from snnbook.kernels import numba as engine
+    N, size = 2**31 + 64, 2 * (2**31 + 64) * 2                                      # two steps of half precision: 8.6 GB, of which a few pages are touched
+    file = tmp_path / 'sparse'
+    with open(file, 'wb') as f: f.truncate(size)
+    s = torch.from_file(str(file), shared=True, size=2 * N, dtype=torch.float16)
+    end = torch.ones(16)
+    kernel, last = engine._forward(dynamics.if_charge, torch.float16, 'ss', False, 's', False), N - 16
+    row = torch.full((16,), .6, dtype=torch.float16)                                # the kernel adds `last` numbers to these addresses
+    kernel(row.data_ptr() - 2 * last, 0, s.data_ptr(), end.data_ptr() - 4 * last, 0., 2, N, 16384, 1., 0., last, N)
+    assert not s[last:N].any() and (s[2 * N - 16:] == 1).all() and not s[N + last - 16:N + last].any() and not end.any()

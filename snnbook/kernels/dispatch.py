@@ -10,6 +10,7 @@ import functools, importlib, importlib.util, os
 from collections.abc import Callable
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from ..base import InputError
 from . import torch as plain
 from .compile import NotCompilable, fingerprint
@@ -30,17 +31,18 @@ def _unfit(charge, kind): # why no kernel can be made of these, or '' | 为什�
     return ''
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #8303c541
+_types = torch.float32, torch.float64, torch.float16, torch.bfloat16
+
 def _unfit_now(x_seq, v, constants, surrogate): # why this call is not for a kernel, or '' | 为什么这次调用不适合内核，或 ''
     if not surrogate.spiking: return "the surrogate is in its smooth mode"
     if type(surrogate.alpha) not in (float, int): return "alpha is not a number"
     if surrogate._forward_hooks or surrogate._forward_pre_hooks: return "the surrogate has hooks"
-    if x_seq.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16): return f"the input is {x_seq.dtype}"
-    wide = plain.state_type(x_seq.dtype)
+    if x_seq.dtype not in _types: return f"the input is {x_seq.dtype}"
     for c in (*v, *constants):
-        if isinstance(c, Tensor) and (c.dim() and c.dtype not in (x_seq.dtype, wide) or c.device != x_seq.device and c.numel() > 1):
+        if type(c) is not float and isinstance(c, Tensor) and (c.dim() and c.dtype not in (x_seq.dtype, plain.state_type(x_seq.dtype)) or c.device != x_seq.device and c.numel() > 1):
             return f"the input is {x_seq.dtype} on {x_seq.device}, but a constant or a memory is {c.dtype} on {c.device}"
     if torch._C._are_functorch_transforms_active(): return "a function transform is active"
-    if torch.autograd.forward_ad._current_level >= 0: return "forward-mode derivatives are asked for"
+    if forward_ad._current_level >= 0: return "forward-mode derivatives are asked for"
     return "the input is not strided" if x_seq.layout != torch.strided else ''
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #a2a78a1f
@@ -67,10 +69,11 @@ def choose(
 ) -> tuple[str, str]: # name of the engine, and why it is the plain loop, if it is | 引擎的名字；若是朴素循环，说明原因
     "Which engine serves this call | 由哪个引擎完成这次调用"
     if backend == 'torch': return 'torch', ''
-    engine = engines.get(x_seq.device.type, 'torch') if backend == 'auto' else backend
-    if engine == 'torch': return 'torch', f"no kernel for device {x_seq.device.type!r}"
-    why = _nowhere(engine, x_seq.device.type)
-    why = why or _unfit(charge, type(surrogate)) or _broken.get((engine, charge, type(surrogate))) or _unfit_now(x_seq, v, constants, surrogate)
+    device = x_seq.device.type
+    engine = engines.get(device, 'torch') if backend == 'auto' else backend
+    if engine == 'torch': return 'torch', f"no kernel for device {device!r}"
+    why = _nowhere(engine, device) or _unfit(charge, type(surrogate)) or _unfit_now(x_seq, v, constants, surrogate) or _broken and _broken.get((engine, charge, type(surrogate)))
+    if engine == 'numba_cuda' and x_seq.dtype not in _types[:2]: why = why or f"numba_cuda takes single and double precision, not {x_seq.dtype}"
     if why and backend != 'auto': raise InputError(f"backend {backend!r} cannot run this neuron: {why}. Use 'auto' or 'torch'")
     return ('torch', why) if why else (engine, '')
 

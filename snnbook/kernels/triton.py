@@ -68,7 +68,7 @@ def _apart(charge): return 12 * states(charge) # steps between checkpoints | 检
 def _segments(charge, learned, T): # steps of a segment, and how many lie between checkpoints; learned: how many constants | 一段的步数、检查点之间的段数；learned 为可学习常数的个数
     m, n = states(charge), charge.__code__.co_argcount - states(charge) - 1
     small = m == 1 and not learned and len(backward(charge, n, False, False, (), str).lines) < 20
-    K = 12 if small else 4 if learned < 5 else 3 if learned < 7 else 2
+    K = 12 if small else 2 if m == 1 and not learned or learned > 6 else 4 if learned < 5 else 3 # none of these spills | 这些都不溢出
     return (T, 1) if T <= K else (K, min(_apart(charge) // K, triton.cdiv(T, K)))
 
 # %% ../../nbs/kernels/05_triton.ipynb #04541c88
