@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from . import functional, plot
 from .ann2snn import Converter
+from .ann2snn.presets import nmse as one_nmse
 from .base import InputError, need
 from .data import digits, digits_loaders
 from .monitor import OutputMonitor
@@ -76,7 +77,7 @@ def nmse(
     reference: Tensor, # what the original says, `[N, C]` | 原网络的回答，`[N, C]`
 ) -> Tensor: # 0 is perfect, `[*]` | 0 为完全一致，`[*]`
     "Normalised mean square error against the original network | 相对原网络的归一化均方误差"
-    return (scores - reference).square().sum((-1, -2)) / reference.square().sum()
+    return torch.tensor([one_nmse(s, reference) for s in scores.reshape(-1, *reference.shape)]).reshape(scores.shape[:-2])
 
 # %% ../nbs/10_demo.ipynb #9e1d5f3e
 class Outcome(NamedTuple):
