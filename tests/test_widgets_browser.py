@@ -173,7 +173,8 @@ print('agrees', right, menus)''')
     assert said.text_content().strip().replace('True, ', '') == f"agrees [True] {menus}", menus
 
 def no_faults(errors, lab):
-    assert not [e for e in errors if 'favicon' not in e and 'Failed to load resource' not in e], errors
+    own = 'favicon', 'Failed to load resource', "(reading 'schema')" # the last: Notebook 7 looks for settings of a plugin that only JupyterLab has
+    assert not [e for e in errors if not any(o in e for o in own)], errors
     assert 'Traceback' not in lab[3].read_text()
 
 @pytest.mark.parametrize('lang', ['en', 'zh'])
