@@ -161,3 +161,55 @@ def test_architectures(name, kwargs):
     snn = Converter([x], preset='multi', T=4, fallback=name == 'swin_t')(net)
     ys = snn.run(x, 16, all_steps=True)
     assert nmse(ys[15], want) < nmse(ys[3], want) and nmse(ys[15], want) < nmse(ys[0], want) / 2
+
+
+@pytest.mark.parametrize('preset', ['binary', 'signed', 'annealed', 'multi'])
+def test_conversion_costs_two_passes(preset):
+    from torch.utils.flop_counter import FlopCounterMode
+    net, batches = NETS['cnn'][0](8).eval(), [torch.rand(64, 1, 16, 16) for _ in range(8)]
+    cost = []
+    for job in lambda: [net(x) for x in batches], lambda: Converter(batches, preset=preset, T=8)(net):
+        with torch.no_grad(), FlopCounterMode(display=False) as counted: job()
+        cost.append(counted.get_total_flops())
+    assert cost[1] <= 2 * cost[0], cost[1] / cost[0]
+
+
+class Branches(nn.Module):
+    "Data-dependent control flow around modules of every kind"
+    def __init__(self, act=None, hidden=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn, self.act, self.pool, self.hidden = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), act or nn.ReLU(), nn.MaxPool2d(2), hidden or (lambda x: x)
+        self.block, self.fc = nn.ModuleDict({'a': nn.Linear(16, 16), 'ln': nn.LayerNorm(16), 'act': nn.GELU()}), nn.LazyLinear(3)
+
+    def forward(self, x):
+        if x.sum() < 0: x = -x
+        x = self.hidden(self.pool(self.act(self.bn(self.conv(x)))))
+        for _ in range(1 + int(x.shape[0] > 1)): x = x + self.block['act'](self.block['a'](self.block['ln'](x.flatten(2)))).view_as(x)
+        return {'y': self.fc(x.flatten(1))}
+
+
+@pytest.mark.parametrize('act', [nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.Sequential(nn.BatchNorm2d(4), nn.SiLU()), nn.Hardtanh()], ids=lambda m: type(m).__name__)
+def test_control_flow_goes_module_by_module(act):
+    net, x = Branches(act), images()
+    net(x); net.eval()
+    want = net(x)
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    for preset in 'multi', 'signed', 'auto':
+        snn = Converter([x], preset=preset, T=8)(net)
+        a, b = (nmse(snn.run(x, T), want) for T in (4, 64))
+        assert b < a / 4 and b < 4e-3, (preset, a, b)
+        torch.testing.assert_close(snn.run(-x, 16)['y'], snn.run(x, 16)['y'], rtol=1e-4, atol=1e-5)
+        assert snn.run(x, 5, all_steps=True)['y'].shape == (5, 24, 3)
+    assert all(torch.equal(state[k], v) for k, v in net.state_dict().items()) and not any('Seat' in type(m).__name__ for m in net.modules())
+
+
+@pytest.mark.parametrize('hidden', [F.relu, torch.sigmoid, lambda x: x * x, lambda x: x / (1 + x.abs()),
+                                    lambda x: x.clamp(max=.2), lambda x: F.layer_norm(x, x.shape[1:])], ids=lambda f: getattr(f, '__name__', '?'))
+def test_what_hides_in_control_flow_is_refused(hidden):
+    net, x = Branches(hidden=hidden), images()
+    net(x); net.eval()
+    if hidden is F.relu:                                       # behind a rectifier it does nothing, so there is nothing to refuse
+        assert nmse(Converter([x], preset='signed', T=32)(net).run(x, 128), net(x)) < 1e-2
+        return
+    with pytest.raises(ConversionError, match='not affine'): Converter([x], preset='signed', T=8)(net).run(x)
