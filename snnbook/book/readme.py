@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PAGES', 'file_name', 'lang_of', 'github', 'readmes', 'write_readme', 'Table', 'stored', 'conversion_table',
-           'speed_table', 'nir_table']
+           'speed_table', 'nir_table', 'with_tables']
 
 # %% ../../nbs/book/04_readme.ipynb #db875205
 import os, re
 from pathlib import Path
 from ..base import InputError
 from .lang import LANGS, localize
-from .notebook import cell, directives, find_root, notebook, read_nb, write_text
+from .notebook import cell, directives, find_root, notebook, read_nb, write_nb, write_text
 
 # %% ../../nbs/book/04_readme.ipynb #d3eabeb7
 PAGES = {'index.ipynb': 'README', 'book/20_contributing.ipynb': '.github/CONTRIBUTING', 'book/21_changelog.ipynb': '.github/CHANGELOG'}
@@ -81,7 +81,8 @@ def write_readme(
 ) -> list[str]: # the files that changed | 有变化的文件
     "Write the files | 写出各文件"
     root = Path(root or find_root())
-    return [name for name, text in readmes(root).items() if write_text(text, root/name)]
+    changed = ['nbs/index.ipynb']*write_nb(with_tables(read_nb(root/'nbs'/'index.ipynb'), root), root/'nbs'/'index.ipynb')
+    return changed + [name for name, text in readmes(root).items() if write_text(text, root/name)]
 
 # %% ../../nbs/book/04_readme.ipynb #6e14bf20
 class Table(str):
@@ -110,21 +111,40 @@ def stored(
 def _table(head, rows): return Table('\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *rows]))
 
 # %% ../../nbs/book/04_readme.ipynb #1f8a4286
-def conversion_table() -> Table: # one row for each way and number of steps | 每种方法与步数一行
+def conversion_table(
+    root: Path = None, # root of the repository | 仓库根目录
+) -> Table: # one row for each way and number of steps | 每种方法与步数一行
     "Conversion: the error that is left, beside SpikingJelly's best | 转换：剩下的误差，与 SpikingJelly 最好的结果并列"
     page = 'ann2snn/15_bench.ipynb'
-    (_, *nets), *peer = stored(page, '| NMSE |')
+    (_, *nets), *peer = stored(page, '| NMSE |', root)
     ours = {}
-    for net, preset, T, nmse, *_ in stored(page, 'net ')[1:]: ours.setdefault((preset, T), {})[net] = f'{float(nmse):.1e}'.replace('e-0', 'e-')
+    for net, preset, T, nmse, *_ in stored(page, 'net ', root)[1:]: ours.setdefault((preset, T), {})[net] = f'{float(nmse):.1e}'.replace('e-0', 'e-')
     rows = [[f'snnbook, `{preset}`, $T={T}$', *(row[n.lower()] for n in nets)] for (preset, T), row in ours.items() if preset != 'binary']
     return _table(['NMSE', *nets], rows + [[f'SpikingJelly 2.0.0, {t}', *row] for t, *row in peer])
 
-def speed_table() -> Table: # how many times as long SpikingJelly takes | SpikingJelly 用时的倍数
+def speed_table(
+    root: Path = None, # root of the repository | 仓库根目录
+) -> Table: # how many times as long SpikingJelly takes | SpikingJelly 用时的倍数
     "Speed of neurons on a CPU | 神经元在 CPU 上的速度"
-    head, *rows = stored('kernels/07_bench.ipynb', '| | | default')
+    head, *rows = stored('kernels/07_bench.ipynb', '| | | default', root)
     return _table(['SpikingJelly 2.0.0 / snnbook', '', *head[2:]], [r for r in rows if not r[0].startswith('copy')])
 
-def nir_table() -> Table: # processor time of a network from a file | 由文件得到的网络的处理器时间
+def nir_table(
+    root: Path = None, # root of the repository | 仓库根目录
+) -> Table: # processor time of a network from a file | 由文件得到的网络的处理器时间
     "Speed of an imported recurrent network | 导入的循环网络的速度"
-    rows = [re.fullmatch(r'(.*?)\s+([\d.]+) ms\s+([\d.]+) of the plain loop', ' '.join(r)) for r in stored('nir_exchange/09_nir_exchange.ipynb', 'plain loop')]
+    rows = [re.fullmatch(r'(.*?)\s+([\d.]+) ms\s+([\d.]+) of the plain loop', ' '.join(r)) for r in stored('nir_exchange/09_nir_exchange.ipynb', 'plain loop', root)]
     return _table(['NIR', 'ms', '×'], [[m[1], m[2], m[3]] for m in rows])
+
+# %% ../../nbs/book/04_readme.ipynb #f7180720
+def with_tables(
+    nb: dict,          # the index chapter | 首页一章
+    root: Path = None, # root of the repository | 仓库根目录
+) -> dict: # a copy whose tables are those of the chapters that measure | 副本，其中的表与做测量的各章一致
+    "The index chapter with the latest tables | 带有最新表格的首页一章"
+    def fresh(c):
+        make = {f'{f.__name__}()': f for f in (conversion_table, speed_table, nir_table)}.get(re.sub(r'^#\|.*\n', '', c['source'], flags=re.M).strip())
+        if not make: return c
+        data = {'text/markdown': (t := make(root)).splitlines(keepends=True), 'text/plain': [repr(str(t))]}
+        return {**c, 'outputs': [dict(data=data, execution_count=None, metadata={}, output_type='execute_result')]}
+    return {**nb, 'cells': [fresh(c) if c['cell_type'] == 'code' else c for c in nb['cells']]}

@@ -13,7 +13,7 @@ from ..base import SnnError
 from .lint import Problem
 from .notebook import find_root, read_nb
 from .papers import PAGE, papers_nb, read_papers
-from .readme import readmes
+from .readme import readmes, with_tables
 
 # %% ../../nbs/book/05_sync.ipynb #8f69f1f8
 def export(
@@ -52,5 +52,6 @@ def stale(
     root = Path(root or find_root())
     texts = {**readmes(root), '_quarto.yml': config(root)}
     wrong = [name for name, text in texts.items() if not (root/name).exists() or (root/name).read_text(encoding='utf-8') != text]
+    if read_nb(root/'nbs'/'index.ipynb') != with_tables(read_nb(root/'nbs'/'index.ipynb'), root): wrong.append('nbs/index.ipynb')
     if (papers := read_papers(root)) and not ((page := root/'nbs'/PAGE).exists() and read_nb(page) == papers_nb(papers)): wrong.append(f'nbs/{PAGE}')
     return [*stale_modules(root), *(Problem(name, 'in step', "not what the chapters give: snnbook book sync") for name in wrong)]
