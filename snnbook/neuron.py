@@ -165,8 +165,11 @@ def multi_step_forward(self: BaseNode,
 ) -> Tensor: # spikes, `[T, N, *]` | 脉冲，`[T, N, *]`
     "All steps at once | 一次走完所有步"
     own, me = _own_step(type(self)), vars(self)
-    me['v_seq'], me['_ran'] = None, ('torch', f'{type(self).__name__} has a {own} of its own' if own else '')
-    if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not x_seq.shape[0]: return MemoryModule.multi_step_forward(self, x_seq)
+    me['v_seq'] = None
+    if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not x_seq.shape[0]:
+        s_seq = MemoryModule.multi_step_forward(self, x_seq)
+        me['_ran'] = 'torch', f'{type(self).__name__} has a {own} of its own' if own else ''
+        return s_seq
     if self._parameters or self._buffers: _check_constants(self, x_seq.shape[1:])
     z = self._held()
     for m in z:
