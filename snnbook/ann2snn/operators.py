@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['moving', 'mark', 'RectifierRule', 'PointwiseRule', 'MixingRule', 'ProductRule', 'FallbackRule', 'all_rules', 'Method',
-           'Site', 'unshare', 'place_sites', 'pool_first', 'channel_axis', 'canonical']
+           'Site', 'unshare', 'place_sites', 'pool_first', 'channel_axis', 'fold_forward', 'canonical']
 
 # %% ../../nbs/ann2snn/11_operators.ipynb #f17cd3f3
 import copy, operator
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from .modules import VoltageHook
 from .rules import BaseRule, MaxPoolRule, ReLURule
 from .graph import ConversionError, label, matches, problems, source_of
@@ -239,7 +240,27 @@ def channel_axis(
         node = next((a for a in node.args if isinstance(a, fx.Node)), None)
     return -1 if ndim in (1, 2, 3) else 1
 
-# %% ../../nbs/ann2snn/11_operators.ipynb #95c806e3
+# %% ../../nbs/ann2snn/11_operators.ipynb #90ff16b8
+@torch.no_grad()
+def fold_forward(gm: fx.GraphModule, # with the number of axes noted at its nodes, changed in place | 节点上已记下轴数，就地修改
+) -> fx.GraphModule: # the same | 同一个图
+    "Fold batch norm into the layer behind it, where that is exact | 在精确的前提下，把批归一化并入后面的层"
+    modules = dict(gm.named_modules(remove_duplicate=False))
+    for n in list(gm.graph.nodes):
+        bn, user = modules.get(n.target) if n.op == 'call_module' else None, next(iter(n.users), None)
+        m = modules.get(user.target) if user is not None and user.op == 'call_module' else None
+        plain = type(m) is nn.Linear and n.meta.get('ndim') == 2 or type(m) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and m.groups == 1 and not any(m.padding if isinstance(m.padding, tuple) else (1,))
+        if not isinstance(bn, nn.modules.batchnorm._BatchNorm) or bn.running_mean is None or len(n.users) > 1 or not plain or is_parametrized(m): continue
+        s = (bn.running_var + bn.eps).rsqrt() * (1 if bn.weight is None else bn.weight)
+        o = (0 if bn.bias is None else bn.bias) - bn.running_mean * s
+        w = m.weight.flatten(2).sum(2) if m.weight.dim() > 2 else m.weight
+        m.bias = nn.Parameter(w @ o + (0 if m.bias is None else m.bias), requires_grad=False)
+        m.weight = nn.Parameter(m.weight * s.view(-1, *[1] * (m.weight.dim() - 2)), requires_grad=False)
+        n.replace_all_uses_with(n.args[0]); gm.graph.erase_node(n)
+    gm.delete_all_unused_submodules(); gm.recompile()
+    return gm
+
+# %% ../../nbs/ann2snn/11_operators.ipynb #95d3a670
 def canonical(
     gm: fx.GraphModule,         # traced, in evaluation mode, changed in place | 追踪得到，处于评估模式，就地修改
     rules: Sequence[BaseRule],  # what becomes a site | 什么变成位点
@@ -254,4 +275,5 @@ def canonical(
         if n.op == 'call_module' and isinstance(modules[n.target], (nn.modules.dropout._DropoutNd, nn.Identity)):
             n.replace_all_uses_with(n.args[0]); gm.graph.erase_node(n)
     unshare(gm); _Dims(gm).run(*(x.clone() for x in inputs))
-    return pool_first(place_sites(mark(Converter.fuse(gm, fold)), rules))
+    gm = Converter.fuse(gm, fold)
+    return pool_first(place_sites(mark(fold_forward(gm) if fold else gm), rules))
