@@ -96,7 +96,7 @@ def stored(
 ) -> list[list[str]]: # rows of words, the head first | 各行的词，表头在前
     "A table that a chapter keeps | 一章所保存的表"
     nb = read_nb(Path(root or find_root())/'nbs'/chapter)
-    texts = [t for c in nb['cells'] for t in [c['source'], *(_joined(o.get('text')) for o in c.get('outputs', []))]]
+    texts = [t for c in nb['cells'] for t in [c['source'], *(_joined(o.get('text') or o.get('data', {}).get('text/markdown')) for o in c.get('outputs', []))]]
     for text in texts:
         lines = text.split('\n')
         for i, line in enumerate(lines):
@@ -126,8 +126,9 @@ def speed_table(
     root: Path = None, # root of the repository | 仓库根目录
 ) -> Table: # how many times as long SpikingJelly takes | SpikingJelly 用时的倍数
     "Speed of neurons on a CPU | 神经元在 CPU 上的速度"
-    head, *rows = stored('kernels/07_bench.ipynb', '| | | default', root)
-    return _table(['SpikingJelly 2.0.0 / snnbook', '', *head[2:]], [r for r in rows if not r[0].startswith('copy')])
+    head, *rows = stored('kernels/07_bench.ipynb', '| case | what | default', root)
+    figure = lambda text: re.match(r'[\d.]*', text)[0]                # without the target that stands behind it | 去掉后面的目标值
+    return _table(['spikingjelly / snnbook', *head[2:]], [[case, *map(figure, values)] for case, what, *values in rows if what == 'spikingjelly / snnbook'])
 
 def nir_table(
     root: Path = None, # root of the repository | 仓库根目录
