@@ -17,6 +17,7 @@ def pytest_cmdline_main(config):
     alone = config.pluginmanager.hasplugin('xdist') and not hasattr(config, 'workerinput')     # a worker has none of its own
     if alone and config.args_source is pytest.Config.ArgsSource.TESTPATHS and o.numprocesses is None and not (o.usepdb or o.collectonly):
         o.numprocesses, o.dist = min(4, os.cpu_count() or 1), 'loadfile'
+        os.environ.setdefault('OMP_NUM_THREADS', '1')                                           # workers with threads of their own would wait for each other
 
 
 def pytest_collect_file(file_path, parent):
