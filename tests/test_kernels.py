@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from snnbook import dynamics, neuron, surrogate
+from snnbook import dynamics, functional, layer, neuron, surrogate
 from snnbook.kernels import dispatch
 from snnbook.kernels import torch as plain
 
@@ -353,3 +353,36 @@ def test_more_numbers_than_32_bits_can_count(tmp_path):
     row = torch.full((16,), .6, dtype=torch.float16)                                # the kernel adds `last` numbers to these addresses
     kernel(row.data_ptr() - 2 * last, 0, s.data_ptr(), end.data_ptr() - 4 * last, 0., 2, N, 16384, 1., 0., last, N)
     assert not s[last:N].any() and (s[2 * N - 16:] == 1).all() and not s[N + last - 16:N + last].any() and not end.any()
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_a_compiled_network_whose_layers_lie_channels_last(dynamic):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(layer.Conv2d(2, 4, 3, padding=1, step_mode='m'), neuron.LIFNode(step_mode='m'), layer.Conv2d(4, 3, 1, step_mode='m'), neuron.IFNode(step_mode='m'))
+    fast = functional.optimize(net.eval(), channels_last=True)
+    compiled = torch.compile(fast, backend='aot_eager', dynamic=dynamic)
+    for n in 3, 2, 4:
+        x = torch.rand(5, n, 2, 6, 6).flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (5, n)) * 3
+        x.requires_grad_(); out = []
+        for f in fast, compiled:
+            y = f(x); out.append((y.detach(), *torch.autograd.grad(y.sum(), x))); functional.reset_net(fast)
+        assert torch.equal(out[0][0], out[1][0]) and 0 < out[0][0].sum()
+        torch.testing.assert_close(out[0][1], out[1][1])
+
+
+@pytest.mark.parametrize('lay', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('shape', [(3, 4, 6, 6), (3, 1, 6, 6), (1, 4, 1, 1), (0, 4, 6, 6)], ids=str)
+def test_outputs_are_laid_out_as_the_shape_rule_says(lay, shape):
+    x = (torch.rand(5, *shape) * 2).flatten(0, 1).contiguous(memory_format=lay).unflatten(0, (5, shape[0]))
+    node = neuron.LIFNode(step_mode='m'); want = node(x); node.reset()
+    got = torch.compile(node, backend='aot_eager', fullgraph=True)(x)
+    assert torch.equal(got, want) and got.stride() == want.stride()
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_torch_jit_trace_takes_the_loop():
+    x = torch.rand(4, 3, 5) * 2
+    for node in neuron.IFNode(step_mode='m'), neuron.LIFNode(step_mode='m', v_reset=None):
+        want = node(x); node.reset()
+        traced = torch.jit.trace(node, x, check_trace=False); node.reset()
+        assert torch.equal(traced(x), want)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from ..base import InputError
-from . import torch as plain
+from . import memory, torch as plain
 from .compile import NotCompilable, fingerprint
 from .derive import backward, parts, states, steps
 from ..surrogate import SurrogateFunction
@@ -42,6 +42,7 @@ def _unfit_now(x_seq, v, constants, surrogate): # why this call is not for a ker
         if type(c) is not float and isinstance(c, Tensor) and (c.dim() and c.dtype not in (x_seq.dtype, plain.state_type(x_seq.dtype)) or c.device != x_seq.device and c.numel() > 1):
             return f"the input is {x_seq.dtype} on {x_seq.device}, but a constant or a memory is {c.dtype} on {c.device}"
     if torch._C._are_functorch_transforms_active(): return "a function transform is active"
+    if torch.jit.is_tracing(): return "torch.jit is tracing"
     if forward_ad._current_level >= 0: return "forward-mode derivatives are asked for"
     return "the input is not strided" if x_seq.layout != torch.strided else ''
 
@@ -105,7 +106,7 @@ def _steps_back(engine: str, charge: str, kind: str, alpha: float, soft: bool, d
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #680a5aad
 def _alike(x): # empty tensors as a kernel would lay them out: spikes, and a memory | 按内核的排布给出空张量：脉冲与记忆
-    dense = x.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(x[0])
+    dense = x.is_contiguous() or 0 not in x.shape and memory.dense(x.shape[1:], x.stride()[1:]) # as `memory.flat` has it | 与 `memory.flat` 一致
     like = x[0].new_empty_strided(x.shape[1:], x.stride()[1:]) if dense else x.new_empty(x.shape[1:])
     return x.new_empty_strided(x.shape, (like.numel(), *like.stride())), torch.empty_like(like, dtype=plain.state_type(x.dtype))
 
