@@ -178,6 +178,9 @@ def _inputs(gm): # the inputs without which it cannot be called | 调用时不�
     nodes = [n for n in gm.graph.nodes if n.op == 'placeholder' and not n.target.startswith('*')]
     return tuple(n.target for n in nodes if not n.args) or tuple(n.target for n in nodes[:1])
 
+class _Last(list): # what was converted last: no submodule, and a copy of the converter is without it | 最近转换的网络：不是子模块，转换器的副本也不带它
+    def __reduce__(self): return _Last, ()
+
 def _device(net): return next((t.device for t in itertools.chain(net.parameters(), net.buffers())), None)
 
 def _feed(loader, names, device, progress): # the inputs of every batch, on the device | 每一批的输入，已在设备上
@@ -237,6 +240,7 @@ def forward(self: Converter,
 ) -> fx.GraphModule: # a spiking network, to be run one time step a call | 脉冲网络，每次调用走一个时间步
     "Convert a network | 转换网络"
     from snnbook.ann2snn.network import SpikingGraph
+    self.ann = _Last([ann])
     if self.preset is not None: return self.by_preset(ann)
     rules = _all(self.rules)
     net = twin(ann)

@@ -6,15 +6,19 @@
 __all__ = ['Recording', 'record', 'settled', 'conversion_explorer', 'front']
 
 # %% ../../nbs/widgets/04_conversion.ipynb #da6585e6
+import copy
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from .. import plot
 from ..ann2snn import Converter
+from ..ann2snn.codes import RateCode
+from ..ann2snn.network import SpikingGraph
+from ..ann2snn.neurons import CodedNeuron
 from ..base import InputError, InputTypeError, MemoryModule
 from ..data import digits, digits_loaders
 from ..demo import digit_net, train
-from ..functional import reset_net
+from ..functional import reset_net, set_step_mode
 from ..monitor import OutputMonitor
 from ..neuron import BaseNode
 from .explorer import Explorer, Part, choice, slider
@@ -35,14 +39,16 @@ def record(
     T: int = 64,                 # time steps | 时间步数
 ) -> Recording: # spikes `[T, M]` by layer, running mean `[T, C]` | 各层的脉冲 `[T, M]`，累计平均 `[T, C]`
     "Run once and keep everything | 运行一次，全部留下"
-    reset_net(snn)
-    with torch.no_grad(), OutputMonitor(snn, BaseNode) as monitor: y = torch.stack([snn(image)[0] for _ in range(T)])
-    reset_net(snn)
-    goal = None
-    if ann is not None:
-        with torch.no_grad(): goal = ann(image)[0]
+    code = snn.code if isinstance(snn, SpikingGraph) else RateCode()
+    try:
+        reset_net(snn)
+        with torch.no_grad(), OutputMonitor(snn, (BaseNode, CodedNeuron)) as monitor: y = torch.stack([snn(image)[0] for _ in range(T)])
+        goal = None if ann is None else copy.deepcopy(ann).eval()(image)[0].detach()
+    except RuntimeError as e: raise InputError(f"the network cannot take an image of shape {list(image.shape[1:])}: {e}") from e
+    finally: reset_net(snn)
+    if y.dim() != 2 or not y.numel(): raise InputError(f"the network must answer one image with scores [1, C], not {[1, *y.shape[1:]]}")
     spikes = {k: s.flatten(1) for k, s in monitor.stack().items()}
-    return Recording(image, spikes, y.cumsum(0) / torch.arange(1, T + 1)[:, None], goal)
+    return Recording(image, spikes, torch.stack([code.read(s, t) for t, s in enumerate(y.cumsum(0), 1)]), goal)
 
 # %% ../../nbs/widgets/04_conversion.ipynb #3716f5b3
 def settled(
@@ -83,15 +89,18 @@ def conversion_explorer(
 ) -> Explorer: # shows itself in a notebook | 在笔记本里会自己显示
     "Stop the clock of a converted network at any step | 在任何一步停住转换后网络的钟"
     if not isinstance(snn, nn.Module) or not any(isinstance(m, MemoryModule) for m in snn.modules()): raise InputTypeError("conversion_explorer takes a spiking network: convert one with Converter first")
-    if not any(isinstance(m, BaseNode) for m in snn.modules()): raise InputError("this network has no neuron of snnbook.neuron whose spikes could be shown")
-    if not isinstance(images, Tensor) or images.dim() < 3 or not len(images): raise InputError("images must be a tensor [N, *] with at least one image")
+    if not any(isinstance(m, (BaseNode, CodedNeuron)) for m in snn.modules()): raise InputError("this network has no neuron of snnbook.neuron whose spikes could be shown")
+    if not isinstance(images, Tensor) or images.dim() < 2 or not len(images): raise InputError("images must be a tensor [N, *] with at least one image")
+    if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
+    if ann is not None and not isinstance(ann, nn.Module): raise InputTypeError(f"ann is the original network, not {type(ann).__name__}")
+    snn = copy.deepcopy(snn).eval(); set_step_mode(snn, 's')
     kept = {}
     def model(image, t):
         if image not in kept: kept[image] = record(snn, images[image:image + 1], ann, T)
         return kept[image]._replace(t=t)
     controls = dict(image=choice('image | 图像', [*range(min(len(images), 50))]), t=slider('t', 1, T, min(8, T), play=True))
     stops = [*range(1, T + 1)] if T <= 20 else sorted({t for t in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64) if t <= T} | {T})
-    return Explorer(controls, Part(model, _view, _said, (8.4, 2.5)), frames=('t', stops), lang=lang)
+    return Explorer(controls, Part(model, _view, _said, (8.4, 2.5)), frames=('t', stops) if T > 1 else None, lang=lang)
 
 # %% ../../nbs/widgets/04_conversion.ipynb #d7f6212a
 def front(

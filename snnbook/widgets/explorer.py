@@ -162,6 +162,15 @@ from fastcore.basics import patch
 
 # %% ../../nbs/widgets/00_explorer.ipynb #13d6577f
 @patch
+def _all(self: Explorer, values): # those of all controls, each one that its control can have | 所有控件的取值，每一个都是其控件允许的
+    for n, v in values.items():
+        if n not in self.controls: raise InputError(f"there is no control {n!r}: there are {', '.join(self.controls)}")
+        c = self.controls[n]; o = c.options
+        if 'options' in o and not any(v is w or v == w for w in o['options'].values()): raise InputError(f"{n} must be one of {', '.join(map(repr, o['options'].values()))}, not {v!r}")
+        if 'min' in o and (not isinstance(v, (int, float)) or not o['min'] <= v <= o['max']): raise InputError(f"{n} must be a number from {o['min']} to {o['max']}, not {v!r}")
+    return {**self.values, **values}
+
+@patch
 def _shown(self: Explorer, i, values, small=False): # picture and words of part `i` | 第 `i` 部分的图与文字
     part, fig = self.parts[i], self._figs[i]
     result = part.model(**{n: values[n] for n in self._needs[i]})
@@ -177,8 +186,8 @@ def picture(self: Explorer,
     **values: Any, # of some controls; the others stay | 某些控件的取值；其余不变
 ) -> bytes: # PNG of all parts, one above the other | 各部分上下排列的 PNG
     "What is on the screen, as a picture | 屏幕上的内容，作为图片"
-    P, buf = need('PIL.Image', 'pillow'), io.BytesIO()
-    images = [P.open(io.BytesIO(self._shown(i, {**self.values, **values}, small=True)[0])).convert('RGB') for i in range(len(self.parts))]
+    P, buf, values = need('PIL.Image', 'pillow'), io.BytesIO(), self._all(values)
+    images = [P.open(io.BytesIO(self._shown(i, values, small=True)[0])).convert('RGB') for i in range(len(self.parts))]
     whole = P.new('RGB', (max(m.width for m in images), sum(m.height for m in images)), 'white')
     for i, m in enumerate(images): whole.paste(m, (0, sum(n.height for n in images[:i])))
     whole.quantize(64, dither=0).save(buf, format='png', optimize=True)
@@ -189,7 +198,7 @@ def words(self: Explorer,
     **values: Any, # of some controls; the others stay | 某些控件的取值；其余不变
 ) -> list[str]: # of each part | 每个部分一条
     "The numbers under the pictures | 图下面的数字"
-    values = {**self.values, **values}
+    values = self._all(values)
     return [say(p.words(self._result(i, values)), self.lang) if p.words else '' for i, p in enumerate(self.parts)]
 
 # %% ../../nbs/widgets/00_explorer.ipynb #da262ff9
@@ -248,15 +257,16 @@ def set(self: Explorer,
     **values: Any, # by the name of the control | 以控件名为键
 ) -> Explorer: # itself | 自身
     "Move controls from Python | 用 Python 移动控件"
+    self._all(values)
     for n, v in values.items():
-        if n not in self.controls: raise InputError(f"there is no control {n!r}: there are {', '.join(self.controls)}")
         if self._widget is None: self.values[n] = v
         else: self.made[n].value = v
     return self
 
 @patch
 def _repr_mimebundle_(self: Explorer, include=None, exclude=None): # for Jupyter: the widget and a picture | 交给 Jupyter：部件与图片
-    plain = {'text/plain': ' · '.join(t for t in self.words() if t) or 'explorer', 'image/png': base64.b64encode(self.picture()).decode()}
+    try: plain = {'text/plain': ' · '.join(t for t in self.words() if t) or 'explorer', 'image/png': base64.b64encode(self.picture()).decode()}
+    except SnnError as e: plain = {'text/plain': str(e)} # what was typed means nothing | 键入的内容没有意义
     if not os.environ.get('SNNBOOK_STATIC'): return {**self.widget._repr_mimebundle_(), **plain}
     return {'text/html': self.html(), **plain} if self.frames else plain
 
@@ -284,12 +294,13 @@ def _frames(self: Explorer, name, values, fixed):
     name, values = name or self.frames[0], list(self.frames[1] if values is None else values)
     if unknown := ({name, *fixed} - self.controls.keys()): raise InputError(f"there is no control {min(unknown)!r}: there are {', '.join(self.controls)}")
     if not 2 <= len(values) <= 20: raise InputError(f"a static version needs 2 to 20 values of {name!r}, not {len(values)}")
-    now, options = {**self.values, **fixed}, self.controls[name].options.get('options', {})
+    for v in values: now = self._all({**fixed, name: v})
+    now, options = self._all(fixed), self.controls[name].options.get('options', {})
     page = lambda moves, now: [self._shown(i, now, small=True) for i, n in enumerate(self._needs) if (name in n) is moves]
     moving, rest, names = [page(True, {**now, name: v}) for v in values], page(False, now), {v: k for k, v in options.items()}
     if (size := sum(len(p) for part in (*moving, rest) for p, _ in part) * 4 // 3) > LIMIT:
         raise InputError(f"{len(values)} pictures take {size // 1000} KB, more than {LIMIT // 1000}: give fewer values")
-    marks = [say(names.get(v, f'{v:.4g}' if isinstance(v, (int, float)) else str(v)), self.lang) for v in values]
+    marks = [say(names.get(v, f'{v:.4g}' if isinstance(v, (int, float)) else str(v)), self.lang).replace('|', '¦') for v in values]
     return _Frames(name, marks, min(range(len(values)), key=lambda i: (values[i] != now[name], i)), moving, rest)
 
 # %% ../../nbs/widgets/00_explorer.ipynb #6383f79a

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'NODES', 'drive', 'Response', 'respond', 'neuron_explorer']
 
 # %% ../../nbs/widgets/02_neuron.ipynb #f9ee0c50
-import copy
+import copy, re
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def drive(
     if kind == 'constant': return torch.full((T,), float(strength))
     if kind == 'pulses': return strength * (torch.arange(T) % 10 < 2).float()
     if kind == 'noise': return strength * (1 + torch.randn(T, generator=torch.Generator().manual_seed(0)))
-    try: at = [int(t) for t in times.replace(',', ' ').split()]
+    try: at = [int(t) for t in re.split(r'[\s,;，、；]+', times) if t]
     except ValueError: raise InputError(f"the spike times must be whole numbers, such as '5 20 21', not {times!r}") from None
     if wrong := [t for t in at if not 0 <= t < T]: raise InputError(f"the spike time {wrong[0]} is not between 0 and {T - 1}")
     x = torch.zeros(T); x[at] = float(strength)
@@ -90,21 +90,24 @@ def neuron_explorer(
 ) -> Explorer: # shows itself in a notebook | 在笔记本里会自己显示
     "Move the constants of a neuron and watch it fire | 移动神经元的常数，看它发放"
     if node is not None and not isinstance(node, BaseNode): raise InputTypeError(f"neuron_explorer takes a neuron of snnbook.neuron, not {type(node).__name__}")
-    given = dict(kind=choice('input | 输入', KINDS), strength=slider('strength | 强度', 0., 3., 1.3),
+    if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
+    if node is not None and torch.as_tensor(node.v_threshold).numel() != 1: raise InputError("this neuron has one threshold for each of many neurons: give one with a single threshold")
+    theta = 1. if node is None else float(node.v_threshold)
+    size = max(1., abs(theta)) # so that the input is of the size of the threshold | 让输入与阈值同一量级
+    given = dict(kind=choice('input | 输入', KINDS), strength=slider('strength | 强度', 0., 3 * size, 1.3 * size),
                  times=typed('times | 时刻', '5 20 22 24 60', when=lambda v: v['kind'] == 'times'))
     if node is None:
         def model(model, tau, theta, reset, kind, strength, times): return respond(_build(model, tau, theta, reset), drive(kind, strength, times, T))
         own = dict(model=choice('neuron | 神经元', [*NODES], 'LIF'), tau=slider('τ', 1.1, 20., 5., .1, when=lambda v: v['model'] != 'IF'))
     else:
-        if torch.as_tensor(node.v_threshold).numel() != 1: raise InputError("this neuron has one threshold for each of many neurons: give one with a single threshold")
-        tau, theta = getattr(node, 'tau', None), float(node.v_threshold)
+        tau = getattr(node, 'tau', None)
         own = dict(tau=slider('τ', 1., max(20., 2 * float(tau)), float(tau), .1)) if isinstance(tau, (int, float)) else {}
         def mine(theta, reset, kind, strength, times, **tau):
             n = copy.deepcopy(node); n.v_threshold, n.v_reset = theta, None if reset == 'soft' else (0. if node.v_reset is None else node.v_reset)
             for k, v in tau.items(): setattr(n, k, v)
-            return respond(n, drive(kind, strength, times, T))
+            return respond(n, drive(kind, strength, times, T), 3 * size)
         model = (lambda theta, reset, kind, strength, times, tau: mine(theta, reset, kind, strength, times, tau=tau)) if own else \
                 (lambda theta, reset, kind, strength, times: mine(theta, reset, kind, strength, times))
-    own |= dict(theta=slider('θ', .1, max(3., 2 * theta), theta, .05) if node is not None else slider('θ', .1, 3., 1., .05),
+    own |= dict(theta=slider('θ', min(.1, theta, 2 * theta), max(3., 2 * theta), theta, .05),
                 reset=choice('reset | 复位', {'hard, to a value | 硬复位，置为定值': 'hard', 'soft, subtract θ | 软复位，减去 θ': 'soft'}, 'soft' if node is not None and node.v_reset is None else 'hard'))
-    return Explorer({**own, **given}, Part(model, _view, _said, (7.6, 2.7)), frames=('strength', [round(.2 * k, 1) for k in range(2, 16)]), lang=lang)
+    return Explorer({**own, **given}, Part(model, _view, _said, (7.6, 2.7)), frames=('strength', [round(.2 * i, 1) * size for i in range(2, 16)]), lang=lang)

@@ -6,6 +6,7 @@
 __all__ = ['SURROGATES', 'Slope', 'arriving', 'slope', 'surrogate_explorer']
 
 # %% ../../nbs/widgets/03_surrogate.ipynb #30adb48d
+import copy
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor
@@ -71,13 +72,15 @@ def surrogate_explorer(
 ) -> Explorer: # shows itself in a notebook | 在笔记本里会自己显示
     "Move the width of a surrogate and see what gradient arrives | 移动替代函数的宽度，看什么梯度会到达"
     if fn is not None and not isinstance(fn, SurrogateFunction): raise InputTypeError(f"surrogate_explorer takes a surrogate of snnbook.surrogate, not {type(fn).__name__}")
-    if fn is not None and not isinstance(getattr(fn, 'alpha', None), (int, float)): raise InputError(f"{type(fn).__name__} has no number alpha to move")
-    options = SURROGATES if fn is None else {type(fn).__name__: lambda alpha: fn.__class__(**{**_rest(fn), 'alpha': alpha})}
+    if fn is not None and (not isinstance(getattr(fn, 'alpha', None), (int, float)) or 'alpha' not in getattr(fn, '_names', ['alpha'])): raise InputError(f"{type(fn).__name__} has no number alpha to move")
+    options = SURROGATES if fn is None else {type(fn).__name__: lambda alpha: _with(fn, alpha)}
     def model(surrogate, alpha, tau, x, T, reset): return slope(options[surrogate](alpha), T=T, tau=tau, x=x, v_reset=None if reset == 'soft' else 0., detach=reset == 'hidden')
     alpha = 4. if fn is None else float(fn.alpha)
-    controls = dict(surrogate=choice('surrogate | 替代函数', [*options]), alpha=slider('alpha', .2, max(10., 2 * alpha), alpha, .1), tau=slider('τ', 1.1, 20., 4., .1),
+    controls = dict(surrogate=choice('surrogate | 替代函数', [*options]), alpha=slider('alpha', min(.2, alpha), max(10., 2 * alpha), alpha, .1), tau=slider('τ', 1.1, 20., 4., .1),
         x=slider('input | 输入', 0., 3., 1.2, .05), T=slider('T', 2, 64, 32),
         reset=choice('reset | 复位', {'hard | 硬复位': 'hard', 'hard, hidden from the gradient | 硬复位，对梯度隐藏': 'hidden', 'soft | 软复位': 'soft'}))
     return Explorer(controls, Part(model, _view, _said, (8.4, 2.4)), frames=('alpha', [.5, 1., 1.5, 2., 2.5, 3., 4., 5., 6., 7., 8., 10.]), lang=lang)
 
-def _rest(fn): return {k: v for k, v in vars(fn).items() if k in ('spiking',)}
+def _with(fn, alpha): # a copy with another width | 换了宽度的副本
+    fn = copy.deepcopy(fn); fn.alpha = alpha
+    return fn

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from .. import plot
 from ..ann2snn import Converter, ThresholdOptimizer, VoltageHook
+from ..ann2snn.graph import twin
 from ..ann2snn.modules import Tally, _bin, _edge
 from ..ann2snn.network import SpikingGraph
 from ..ann2snn.operators import channel_axis
@@ -291,7 +292,7 @@ def tried(
     c, _ = _with(converter, lambda hook: _decide(hook, per, mode, percent, scale, T, v0))
     c.neuron_factory = copy.copy(c.neuron_factory)
     if hasattr(c.neuron_factory, 'v_init'): c.neuron_factory.v_init = v0
-    with torch.no_grad(): scores, reference = c(ann).run(x, max(steps), all_steps=True)[[t - 1 for t in steps]], ann(x)
+    with torch.no_grad(): scores, reference = c(ann).run(x, max(steps), all_steps=True)[[t - 1 for t in steps]], twin(ann)(x)
     return None if y is None else accuracy(scores, y).tolist(), nmse(scores, reference).tolist()
 
 # %% ../../nbs/widgets/01_threshold.ipynb #ff1c8264
@@ -301,8 +302,10 @@ def _name(mode, percent, scale, T, v0, per):
 class _Measured: # curves of the modes tried so far | 迄今试过的各方式的曲线
     def __init__(self, converter, ann, x, y, steps):
         self.args, self.steps, self.runs, self.ann = (converter, ann, x, y), steps, {}, None
-        if y is not None:
-            with torch.no_grad(): self.ann = accuracy(ann(x), y).item()
+        try:
+            with torch.no_grad(): scores = twin(ann)(x)
+        except RuntimeError as e: raise InputError(f"the network cannot take x of shape {list(x.shape)}: {e}") from e
+        if y is not None: self.ann = accuracy(scores, y).item()
     def add(self, mode='max', percent=99.9, scale=.5, T=8, v0=.5, per='layer'):
         if (name := _name(mode, percent, scale, T, v0, per)) in self.runs: self.runs[name] = self.runs.pop(name) # the last is the one spoken of | 最后一个就是文字所说的
         else: self.runs[name] = tried(*self.args, mode, self.steps, percent, scale, T, v0, per)
@@ -354,6 +357,8 @@ def threshold_explorer(
     if source is None: source, ann, x, y = _demo()
     ann = _network(source, ann)
     if x is not None and not isinstance(source, Converter): raise InputError("accuracy and error can be measured with a converter only: threshold_explorer(converter, ann, x, y)")
+    if x is not None and (not isinstance(x, Tensor) or not len(x)): raise InputError("x must be a tensor [N, *] with at least one sample")
+    if isinstance(steps, (str, int)) or not (steps := sorted({*steps})) or any(not isinstance(t, int) or t < 1 for t in steps): raise InputError("steps must be whole numbers of time steps, at least 1, such as (1, 4, 16)")
     if y is not None and (x is None or len(x) != len(y)): raise InputError(f"there are {len(y)} labels y for {0 if x is None else len(x)} samples x")
     hooks = hooks_of(source, ann); m = _Model(hooks); wide = [len(c.max) for h in hooks.values() if (c := _channels(h)) is not None]
     controls = dict(layer=choice('layer | 层', [*hooks]), mode=choice('threshold | 阈值', MODES, '%'),
