@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SnnError', 'InputError', 'InputTypeError', 'StateError', 'MissingError', 'need', 'StepModule', 'SingleStepModule',
-           'MultiStepModule', 'over_time', 'where_is', 'MemoryModule']
+           'MultiStepModule', 'over_time', 'where_is', 'MemoryModule', 'named_memories', 'memories', 'extract_memories',
+           'load_memories']
 
 # %% ../nbs/00_base.ipynb #874beb3b
 import copy, importlib, inspect
@@ -239,3 +240,42 @@ def ready(self: MemoryModule,
             v = v.to(dtype).expand_as(x).clone()
         else: continue
         setattr(self, name, v); self._fresh.discard(name)
+
+# %% ../nbs/00_base.ipynb #2c3363eb
+def _same(a, b): # equal, tensors too | 相等，包括张量
+    if isinstance(a, Tensor) and isinstance(b, Tensor): return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to(b.device), b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+def _restore(m, name, value): # a start value makes a memory fresh again | 放入起始值，记忆就重新成为全新的
+    setattr(m, name, value); (m._fresh.add if _same(value, m._starts[name]) else m._fresh.discard)(name)
+
+def _places(module): return [(m, name) for m in module.modules() if isinstance(m, MemoryModule) for name in m._starts]
+
+# %% ../nbs/00_base.ipynb #baef2733
+def named_memories(
+    module: nn.Module, # any network | 任意网络
+    prefix: str = '',  # comes before every name | 加在每个名字之前
+) -> Iterator[tuple[str, Any]]: # name and value, for example `'1.v'` | 名字与值，例如 `'1.v'`
+    "Every memory of a network with its name | 网络的每个记忆及其名字"
+    for path, m in module.named_modules(prefix=prefix):
+        if isinstance(m, MemoryModule): yield from ((f'{path}.{name}'.strip('.'), value) for name, value in m.named_memories())
+
+def memories(
+    module: nn.Module, # any network | 任意网络
+) -> Iterator[Any]: # values only | 只有值
+    "Every memory of a network | 网络的每个记忆"
+    for _, value in named_memories(module): yield value
+
+def extract_memories(
+    module: nn.Module, # any network | 任意网络
+) -> list[Any]: # in the order of `named_memories` | 次序同 `named_memories`
+    "The memories of a network as a list | 把网络的记忆列成列表"
+    return list(memories(module))
+
+def load_memories(
+    module: nn.Module,      # the network that will continue | 将要继续运行的网络
+    memory_list: list[Any], # what `extract_memories` gave | `extract_memories` 给出的列表
+):
+    "Put a list of memories into their places | 把列表中的记忆放回原处"
+    if len(places := _places(module)) != len(memory_list): raise InputError(f"this network has {len(places)} memories, but the list has {len(memory_list)}")
+    for (m, name), value in zip(places, memory_list): _restore(m, name, value)

@@ -6,10 +6,11 @@
 __all__ = ['multi_step_forward', 't_last_multi_step_forward', 'seq_to_ann_forward', 't_last_seq_to_ann_forward',
            'chunk_multi_step_forward', 'reset_net', 'detach_net', 'set_step_mode', 'set_backend', 'memories',
            'load_memories', 'fuse_conv_bn_eval', 'fuse_conv_bn_eval_modules', 'optimize', 'rate_cross_entropy',
-           'temporal_efficient_training_cross_entropy', 'rate_mse_loss', 'redundant_one_hot', 'first_spike_index']
+           'temporal_efficient_training_cross_entropy', 'rate_mse_loss', 'redundant_one_hot', 'first_spike_index',
+           'set_threshold_margin', 'kaiming_normal_conv_linear_weight', 'delay']
 
 # %% ../nbs/04_functional.ipynb #d25f702c
-import copy, inspect, warnings
+import copy, inspect, math, warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 from .base import InputError, InputTypeError, StateError, MemoryModule, StepModule, over_time, where_is
+from .base import _restore, _same
 from .kernels import memory
 
 # %% ../nbs/04_functional.ipynb #2c7e0c4e
@@ -224,10 +226,6 @@ def memories(
     return {full: _copy(getattr(m, name)) for full, m, name in _memories(net)}
 
 # %% ../nbs/04_functional.ipynb #e208ca0f
-def _same(a, b): # equal, tensors too | 相等，包括张量
-    if isinstance(a, Tensor) and isinstance(b, Tensor): return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to(b.device), b)
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
-
 def _shape(x): return tuple(x.shape) if isinstance(x, Tensor) else repr(x)
 
 def _takes(m, name, new): # does this memory accept the value? | 这个记忆接受该值吗？
@@ -250,9 +248,7 @@ def load_memories(
         if not _takes(m, name, values[full]): raise StateError(
             f"memory {full!r} has shape {_shape(getattr(m, name))}, but the value to load has {_shape(values[full])}. "
             "If it belongs to another batch, call functional.reset_net(net) first")
-    for full, (m, name) in known.items():
-        setattr(m, name, _copy(values[full]))
-        (m._fresh.add if _same(values[full], m._starts[name]) else m._fresh.discard)(name)
+    for full, (m, name) in known.items(): _restore(m, name, _copy(values[full]))
 
 # %% ../nbs/04_functional.ipynb #c47f54ce
 _CONVS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear
@@ -344,11 +340,12 @@ def _pair(conv, bn): # may these two be one? | 这两层可以合成一层吗？
     return fits and conv.weight.is_floating_point() and like(conv.weight) == like(bn.running_mean)
 
 # %% ../nbs/04_functional.ipynb #31cb71c8
-def _fold(net, calls): # in place, every pair for which it is exact | 就地修改，凡是准确的都并入
+def _fold(net, calls, demand=False): # in place, every pair for which it is exact | 就地修改，凡是准确的都并入
     for bn in list(calls.nodes):
         sources = [node.args[0] for node in calls.nodes[bn] if len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node)]
         if len(sources) < len(calls.nodes[bn]) or not all(s in calls.of and len(s.users) == 1 for s in sources): continue
         convs = {calls.of[s] for s in sources}
+        if demand and isinstance(bn, _NORMS) and bn.running_mean is None: [_fusable(c, bn) for c in convs if isinstance(c, _CONVS)] # says what is missing | 说明缺什么
         if calls.other & {bn, *convs} or not all(_pair(c, bn) and calls.nodes[c] <= set(sources) for c in convs): continue
         norm = net.get_submodule(calls.names[bn])
         for c in convs:
@@ -369,9 +366,10 @@ def fuse_conv_bn_eval_modules(
 ) -> fx.GraphModule: # a copy of it with fewer layers | 层数更少的副本
     "Fold every trained batch norm of a network into the layer before it | 把网络中每个训练好的批归一化并入前面的层"
     net = _evaluated(net)
-    try: _fold(net, _Calls(net)); new = fx.GraphModule(net, _Leaves().trace(net))
+    try: calls = _Calls(net); _Leaves().trace(net)
     except Exception as e: raise InputError(
         f"cannot follow the forward of {type(net).__name__} ({e}); fuse its pairs with fuse_conv_bn_eval instead") from e
+    _fold(net, calls, demand=True); new = fx.GraphModule(net, _Leaves().trace(net))
     for node in list(new.graph.nodes):
         if node.op == 'call_module' and isinstance(new.get_submodule(node.target), _Folded): node.replace_all_uses_with(node.args[0]); new.graph.erase_node(node)
     new.delete_all_unused_submodules(); new.graph.lint(); new.recompile()
@@ -510,3 +508,30 @@ def first_spike_index(
     "Where each neuron fires for the first time | 每个神经元第一次发放的位置"
     fired = spikes != 0
     return fired & (fired.cumsum(dim) == 1)
+
+# %% ../nbs/04_functional.ipynb #9e52dc69
+def set_threshold_margin(
+    output_layer: nn.Module,     # neurons of the last layer | 最后一层的神经元
+    label_one_hot: Tensor,       # one-hot labels, `[N, C]` | 独热标签，`[N, C]`
+    eval_threshold: float = 1.,  # threshold in eval mode | 评估模式下的阈值
+    threshold0: float = 0.9,     # of the wrong classes in training | 训练时错误类别的阈值
+    threshold1: float = 1.1,     # of the right class in training | 训练时正确类别的阈值
+):
+    "Set the thresholds of an output layer for these labels | 按标签设置输出层的阈值"
+    output_layer.v_threshold = torch.where(label_one_hot == 1, threshold1, threshold0) if output_layer.training else eval_threshold
+
+# %% ../nbs/04_functional.ipynb #5a58280c
+def kaiming_normal_conv_linear_weight(
+    net: nn.Module, # changed in place, biases stay | 就地修改，偏置不变
+):
+    "Draw the weights of convolutions and linear layers anew | 重新抽取卷积层与线性层的权重"
+    for m in net.modules():
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)): nn.init.kaiming_normal_(m.weight, a=math.sqrt(5))
+
+def delay(
+    x_seq: Tensor,    # input, `[T, N, *]` | 输入，`[T, N, *]`
+    delay_steps: int, # how late, in time steps, ≥ 0 | 晚多久，以时间步为单位，≥ 0
+) -> Tensor: # `y[t] = x_seq[t - delay_steps]`, zeros before, `[T, N, *]` | `y[t] = x_seq[t - delay_steps]`，之前为零，`[T, N, *]`
+    "A sequence that comes later | 晚到的序列"
+    if delay_steps < 0: raise InputError(f"delay: delay_steps must be at least 0, not {delay_steps}")
+    return torch.cat([torch.zeros_like(x_seq[:delay_steps]), x_seq[:max(len(x_seq) - delay_steps, 0)]])

@@ -3,7 +3,8 @@ import sys, types
 from pathlib import Path
 import pytest, torch
 from torch import nn
-from snnbook import functional, layer, neuron, surrogate
+from torch.nn import functional as F
+from snnbook import base, functional, layer, neuron, surrogate
 
 NETS = dict(conv=(lambda: [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2)], (2, 4, 4)),
             dense=(lambda: [nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)], (6,)))
@@ -113,3 +114,37 @@ def test_a_network_of_theirs_runs_on_our_layers(network, monkeypatch):
     top = max(p.abs().max() for p in g)
     assert torch.equal(y, z) and y.any() and top > 0
     assert all((p - q).abs().max() < 1e-4 * top for p, q in zip(g, h, strict=True))
+
+
+def test_small_functions_of_theirs():
+    theirs, x = peer('functional'), torch.randn(6, 3, 4)
+    labels, spikes = torch.tensor([2, 0, 1]), (torch.rand(3, 4, 8) < .3).float()
+    for d in 0, 1, 4, 6: assert torch.equal(functional.delay(x, d), theirs.delay(x, d))
+    assert torch.equal(functional.redundant_one_hot(labels, 3, 4), theirs.redundant_one_hot(labels, 3, 4))
+    assert torch.equal(functional.first_spike_index(spikes), theirs.first_spike_index(spikes))
+    hot, node, other = F.one_hot(labels, 4).float(), neuron.IFNode(), peer('neuron').IFNode()
+    for training in True, False:
+        for f, n in (functional, node), (theirs, other): f.set_threshold_margin(n.train(training), hot, 2., .5, 3.)
+        assert torch.equal(torch.as_tensor(node.v_threshold), torch.as_tensor(other.v_threshold))
+    nets = [nn.Sequential(nn.Conv2d(2, 3, 3), nn.ConvTranspose2d(3, 2, 3), nn.Linear(4, 5)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for f, net in zip((functional, theirs), nets): torch.manual_seed(1); f.kaiming_normal_conv_linear_weight(net)
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
+def test_memories_as_theirs():
+    ours, theirs = base, peer('base')
+    a, b = (nn.Sequential(nn.Linear(3, 3), m.LIFNode(), nn.Sequential(m.IFNode())) for m in (neuron, peer('neuron')))
+    names = [n for n, _ in theirs.named_memories(b)]
+    assert [n for n, _ in ours.named_memories(a) if not n.endswith('v_seq')] == [n for n in names if not n.endswith('v_seq')]
+    a(torch.rand(2, 3)); kept = [v.clone() if torch.is_tensor(v) else v for v in ours.extract_memories(a)]
+    x = torch.rand(2, 3); want = a(x); functional.reset_net(a); ours.load_memories(a, kept)
+    assert torch.equal(a(x), want)
+    with pytest.raises(ValueError): ours.load_memories(a, kept[1:])
+
+
+def test_a_batch_norm_without_statistics_is_refused_as_theirs_does():
+    for mods in ('snnbook', 'spikingjelly'):
+        f, L = (functional, layer) if mods == 'snnbook' else (peer('functional.conv_bn_fusion'), peer('layer'))
+        for C, B in (nn.Conv2d, nn.BatchNorm2d), (L.Conv2d, L.BatchNorm2d):
+            with pytest.raises(ValueError): f.fuse_conv_bn_eval_modules(nn.Sequential(C(2, 2, 3), B(2, track_running_stats=False)).eval())
