@@ -290,6 +290,7 @@ class _Frames(NamedTuple): # pictures made beforehand | 事先画好的图
 @patch
 def _frames(self: Explorer, name, values, fixed):
     if name is None and not self.frames: raise InputError("say which control to keep: static(name, values)")
+    if values is None and name not in (None, *(self.frames or ())[:1]): raise InputError(f"say which values of {name!r} to keep: static({name!r}, values)")
     if name is None: fixed = {**dict(*self.frames[2:]), **fixed}
     name, values = name or self.frames[0], list(self.frames[1] if values is None else values)
     if unknown := ({name, *fixed} - self.controls.keys()): raise InputError(f"there is no control {min(unknown)!r}: there are {', '.join(self.controls)}")
