@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SimpleBaseNode', 'SimpleIFNode', 'SimpleLIFNode', 'BaseNode', 'IFNode', 'LIFNode', 'ParametricLIFNode', 'QIFNode',
            'EIFNode', 'AdaptBaseNode', 'IzhikevichNode', 'AdaptiveLIFNode', 'CUBALIFNode', 'KLIFNode', 'PSN',
-           'SlidingPSN', 'MultiStepIFNode', 'MultiStepLIFNode', 'MultiStepParametricLIFNode']
+           'SlidingPSN', 'NonSpikingBaseNode', 'NonSpikingIFNode', 'NonSpikingLIFNode', 'MultiStepIFNode',
+           'MultiStepLIFNode', 'MultiStepParametricLIFNode']
 
 # %% ../nbs/03_neuron.ipynb #fb461cab
 import inspect, math, warnings
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, exp, nn
 from . import dynamics, surrogate
-from .base import InputError, InputTypeError, MemoryModule, MultiStepModule, _fits, where_is
+from .base import InputError, InputTypeError, MemoryModule, MultiStepModule, _fits, over_time, where_is
 from .kernels.dispatch import backends, multi_step
 from .kernels.torch import _settle, _threshold, reset, state_type
 from .surrogate import ATan, Rect, Sigmoid
@@ -478,6 +479,53 @@ class SlidingPSN(MemoryModule):
     def extra_repr(self) -> str: # what `repr` shows | `repr` 显示的内容
         "The order and the step mode | 阶数与步进模式"
         return f'k={self.k}, {super().extra_repr()}'
+
+# %% ../nbs/03_neuron.ipynb #88950a51
+_decodes = {None: lambda v: list(v.unbind(0)), 'max-mem': lambda v: v.amax(0), 'mean-mem': lambda v: v.mean(0), 'last_mem': lambda v: v[-1],
+            'max-abs-mem': lambda v: torch.where(v.amax(0) > -v.amin(0), v.amax(0), v.amin(0))}
+
+class NonSpikingBaseNode(nn.Module, MultiStepModule):
+    "A neuron without a threshold, for whole sequences | 没有阈值的神经元，处理整个序列"
+    def __init__(self,
+        decode: str|None = None, # `'max-mem'`, `'max-abs-mem'`, `'mean-mem'` or `'last_mem'` | 可为 `'max-mem'`、`'max-abs-mem'`、`'mean-mem'` 或 `'last_mem'`
+    ):
+        super().__init__()
+        if decode not in _decodes: raise InputError(f"{type(self).__name__}: decode must be one of {list(_decodes)}, not {decode!r}")
+        self.decode, self.step_mode = decode, 'm'
+    def neuronal_charge(self,
+        x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
+    ):
+        "One step of `v`, to be written by the subclass | `v` 走一步，由子类实现"
+        raise NotImplementedError(f"{type(self).__name__} must define neuronal_charge")
+    def forward(self,
+        x_seq: Tensor, # input, `[T, N, *]`, T ≥ 1 | 输入，`[T, N, *]`，T ≥ 1
+    ) -> Tensor|list[Tensor]: # `[N, *]`, or a list of T of them if nothing is decoded | `[N, *]`；不解码时为 T 个这样的张量的列表
+        "The potentials of all steps, decoded | 各步的电位，经过解码"
+        if len(x_seq) == 0: raise InputError(f"{where_is(self)} needs at least one time step, but its input has shape {tuple(x_seq.shape)}")
+        self.v = torch.zeros_like(x_seq[0])
+        def step(x): self.neuronal_charge(x); return self.v
+        return _decodes[self.decode](over_time(step, x_seq))
+
+# %% ../nbs/03_neuron.ipynb #e96e0a10
+class NonSpikingIFNode(NonSpikingBaseNode):
+    "The running sum of the input | 输入的累加"
+    def neuronal_charge(self,
+        x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
+    ):
+        "Add the input up | 累加输入"
+        self.v = dynamics.if_charge(self.v, x)
+
+class NonSpikingLIFNode(NonSpikingBaseNode):
+    "The leaky sum of the input | 输入的漏电累加"
+    def __init__(self,
+        tau: float = 2.,         # time constant, in time steps | 时间常数，以时间步为单位
+        decode: str|None = None, # as in `NonSpikingBaseNode` | 同 `NonSpikingBaseNode`
+    ): super().__init__(decode); self.tau = tau
+    def neuronal_charge(self,
+        x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
+    ):
+        "Leak towards zero, and let a part of the input in | 向零泄漏，并吸收一部分输入"
+        self.v = dynamics.lif_charge(self.v, x, self.tau, 0.)
 
 # %% ../nbs/03_neuron.ipynb #6796a4c8
 def _multi(cls): # the constructor, with sequences as the default | 构造函数，默认处理序列

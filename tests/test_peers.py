@@ -148,3 +148,24 @@ def test_a_batch_norm_without_statistics_is_refused_as_theirs_does():
         f, L = (functional, layer) if mods == 'snnbook' else (peer('functional.conv_bn_fusion'), peer('layer'))
         for C, B in (nn.Conv2d, nn.BatchNorm2d), (L.Conv2d, L.BatchNorm2d):
             with pytest.raises(ValueError): f.fuse_conv_bn_eval_modules(nn.Sequential(C(2, 2, 3), B(2, track_running_stats=False)).eval())
+
+
+@pytest.mark.parametrize('decode', [None, 'max-mem', 'max-abs-mem', 'mean-mem', 'last_mem'])
+@pytest.mark.parametrize('name, args', [('NonSpikingIFNode', ()), ('NonSpikingLIFNode', (3.,))])
+def test_neurons_that_never_fire(name, args, decode):
+    theirs, x = peer('neuron'), torch.randn(9, 4, 5)
+    a, b = (getattr(m, name)(*args, decode=decode) for m in (neuron, theirs))
+    for _ in range(2):
+        p, q, out = x.clone().requires_grad_(), x.clone().requires_grad_(), []
+        for node, z in (a, p), (b, q):
+            y = node(z)
+            assert isinstance(y, list) == (decode is None)
+            y = torch.stack(y) if decode is None else y
+            out.append(y); y.square().sum().backward()
+        torch.testing.assert_close(*out); torch.testing.assert_close(p.grad, q.grad); torch.testing.assert_close(a.v, b.v)
+
+
+def test_a_synapse_behind_a_convolution_as_theirs():
+    x = torch.randn(5, 2, 3)
+    with pytest.warns(UserWarning, match='expects spikes'): y = layer.SynapseFilter(7., step_mode='m')(x)
+    torch.testing.assert_close(y, peer('layer').SynapseFilter(7., step_mode='m')(x))

@@ -6,7 +6,7 @@
 __all__ = ['SynapseFilter', 'Delay']
 
 # %% ../../nbs/layer/07_synapse.ipynb #1b3c9ab7
-import math
+import math, warnings
 import torch
 from torch import Tensor, nn
 from ..base import InputError, InputTypeError, MemoryModule, over_time, where_is
@@ -27,7 +27,7 @@ class SynapseFilter(MemoryModule):
         tau = tau.detach().clone() if isinstance(tau, Tensor) else float(tau)
         low = float(tau.min() if isinstance(tau, Tensor) else tau)
         if not low > 1 or math.isinf(low): raise InputError(f"SynapseFilter: tau must be > 1 time step and finite, not {low:g}")
-        self.learnable, self.linear, self.step_mode = learnable, linear, step_mode
+        self.learnable, self.linear, self.step_mode, self._warned = learnable, linear, step_mode, False
         if learnable: self.w = nn.Parameter(-(torch.as_tensor(tau, dtype=torch.get_default_dtype()) - 1).log())
         elif isinstance(tau, Tensor): self.register_buffer('_tau', tau)
         else: self._tau = tau
@@ -42,11 +42,11 @@ from fastcore.basics import patch
 
 # %% ../../nbs/layer/07_synapse.ipynb #5f040202
 @patch
-def _check(self: SynapseFilter, x): # the classic rule wants spikes | 经典规则只接受脉冲
-    if self.linear or x.dtype is torch.bool or torch.compiler.is_compiling(): return
-    if bool(((x == 0) | (x == 1)).all()): return
-    raise InputError(f"{where_is(self)} expects spikes, 0 or 1, but its input has values from {x.min():.3g} to {x.max():.3g}. "
-                     "With these the classic rule is no low-pass filter any more: set linear=True")
+def _check(self: SynapseFilter, x): # the classic rule is meant for spikes | 经典规则是为脉冲准备的
+    if self.linear or self._warned or x.dtype is torch.bool or torch.compiler.is_compiling() or bool(((x == 0) | (x == 1)).all()): return
+    self._warned = True
+    warnings.warn(f"{where_is(self)} expects spikes, 0 or 1, but its input has values from {x.min():.3g} to {x.max():.3g}. "
+                  "With these the classic rule is no low-pass filter any more: set linear=True", stacklevel=2)
 
 @patch
 def _step(self: SynapseFilter, x):
