@@ -115,7 +115,7 @@ class Once(MemoryModule):
         self.t += 1
         y = self.f(*args, **kwargs)
         if self.bias is not None: return y + self.bias if self.t == 1 else y
-        return y if self.t == 1 or type(self.f) in _LINEAR else y - self._zero(args, kwargs)
+        return y if self.t == 1 or type(self.f) in _LINEAR else (y - (y0 := self._zero(args, kwargs))).masked_fill(y0.isinf(), 0.) # so is -inf | -inf 也是常数
 
 # %% ../../nbs/ann2snn/08_codes.ipynb #5a39b9c0
 from fastcore.basics import patch

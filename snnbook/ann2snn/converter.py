@@ -202,12 +202,18 @@ def _same(a, b): # equal up to rounding? the largest relative difference and wha
     allowed = lambda x: torch.finfo(x.dtype).eps**.5 * (32 if x.is_cuda else 4)             # a GPU may multiply in a short format | GPU 可能用短格式做乘法
     return max((gap(x, y) for x, y in pairs), default=0.), max((allowed(x) for x, _ in pairs), default=0.)
 
-def _first(net, gm, inputs): # run the first batch through both, before anything is changed | 改动之前，让第一批数据流过两者
+def _answer(net, inputs): # what the network says; after that its copy works out of place, as the graph does | 网络的回答；此后它的副本与图一样不再就地运算
     what = ', '.join(f'{x.dtype} of shape {tuple(x.shape)}' for x in inputs)
     own = next((p.dtype for p in net.parameters()), None)
     try: want = net(*(x.clone() for x in inputs))
     except Exception as e: raise ConversionError(f"{type(net).__name__} cannot take the calibration batch ({what}; its own parameters are {own}): {e}. "
                                                  "Batches are not cast: the loader must give what the network takes") from e
+    for m in net.modules():
+        if getattr(m, 'inplace', False): m.inplace = False
+    return want
+
+def _first(net, gm, inputs): # run the first batch through both, before anything is changed | 改动之前，让第一批数据流过两者
+    want = _answer(net, inputs)
     return want, _Dims(gm).run(*(x.clone() for x in inputs))
 
 def _agree(a, b, net):

@@ -31,7 +31,6 @@ def twin(
     if hooked: warnings.warn(f"forward hooks are not carried over to the spiking network: {', '.join(hooked)}")
     for m in new.modules():
         for d in m._forward_hooks, m._forward_hooks_with_kwargs, m._forward_hooks_always_called, m._backward_hooks, m._backward_pre_hooks: d.clear()
-        if getattr(m, 'inplace', False): m.inplace = False # see below | 见下文
     return new
 
 # %% ../../nbs/ann2snn/04_graph.ipynb #789d8368
@@ -93,6 +92,7 @@ def _name(target): # `relu` for F.relu, torch.relu and 'relu' | F.relu、torch.r
 
 def _is_view(node, modules):
     if node.op == 'call_module': return isinstance(modules.get(node.target), (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd))
+    if node.target is getattr and node.args[1] not in ('T', 'mT', 'H', 'data'): return False # a shape is no memory | 形状不是内存
     return node.op in ('call_function', 'call_method') and _name(node.target) in _VIEWS
 
 def _aliases(x, modules): # all nodes that may share memory with `x` | 可能与 `x` 共享内存的所有节点

@@ -18,7 +18,7 @@ from ..base import InputError
 from ..functional import reset_net
 from .chunks import Chunks
 from .codes import Annealing, DeltaCode, RateCode
-from .converter import Converter, _agree, _device, _feed, _first, _inputs
+from .converter import Converter, _agree, _answer, _device, _feed, _first, _inputs, _same
 from .graph import ConversionError, check, out_of_place, problems, trace, twin
 from .network import Parts, SpikingGraph, build, watch
 from .neurons import BinaryIF, CodedNeuron, MultiThresholdIF, SignedIF
@@ -249,11 +249,21 @@ def _by_module(self: Converter, net, rules, device, error): # the way for networ
     if 'not installed as a submodule' in str(error): raise error
     parts = {'binary': binary, 'multi': multi}.get(self.preset, signed)(self.T)[0]
     parts = Parts(parts.name, RateCode(), self.own['neuron'] or parts.neuron, self.own['threshold'] or parts.threshold)
-    snn = convert_tree(net, rules, _feed(self.dataloader, names, device, self.progress), parts, self.T, str(error))
+    feed = _feed(self.dataloader, names, device, self.progress)
+    if (first := next(feed, None)) is None: raise InputError("the data loader gave no batch, so there is nothing to calibrate with: is it empty, or a generator that is used up?")
+    few = tuple(x[:8] for x in first)
+    gap, allowed = _same(_answer(net, few), net(*(x.clone() for x in few)))
+    if gap > allowed: raise ConversionError(f"{error}. It also works in place on memory that it reads again: set inplace=False there")
+    snn = convert_tree(net, rules, itertools.chain([first], feed), parts, self.T, str(error))
     warnings.warn(f"{type(net).__name__} cannot be traced, so it is converted module by module, in a rate code ({parts.name}), and each answer is checked")
     return snn
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #d578bd92
+def _lay(gm): # images with the channels last, which is faster | 图像的通道放在最后，这样更快
+    for p in itertools.chain(gm.parameters(), gm.buffers()):
+        if p.dim() == 4: p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return gm
+
 @patch
 def by_preset(self: Converter,
     ann: nn.Module, # a trained network, left as it is | 训练好的网络，保持原样
@@ -274,12 +284,12 @@ def by_preset(self: Converter,
         few = tuple(x[:8] for x in first)                                        # enough to see shapes and to compare | 看形状、作比较已经够了
         want, got = _first(net, gm, few)
         _agree(want, got, net)
-        gm = canonical(gm, rules, few, self.fuse_flag).to(memory_format=torch.channels_last)
+        gm = _lay(canonical(gm, rules, few, self.fuse_flag))
         _agree(want, gm(*few), net)
         stats, sample, samples = _look(gm, itertools.chain([first], feed), self.calibration)
         if not stats: warnings.warn(f"no activation was found in {type(ann).__name__}: the result has no spiking neuron")
         try: snn = choose(gm, stats, self.candidates(), self.T, sample, samples)
-        except ConversionError: raise
+        except InputError: raise
         except RuntimeError as e: raise ConversionError(f"the spiking network cannot take a batch of another size than it was calibrated with ({e}): the network mixes the samples of a batch") from e
     norms = lambda m: sum(isinstance(b, nn.modules.batchnorm._BatchNorm) for b in m.modules())
     snn.made.__dict__.update(ann=[gm], stats=stats, samples=samples, preset=self.preset, sample=sample, folded=norms(net) - norms(gm))
