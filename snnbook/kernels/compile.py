@@ -6,9 +6,9 @@
 __all__ = ['exp_table', 'NotCompilable', 'bind', 'fingerprint', 'cache_dir', 'keep_file']
 
 # %% ../../nbs/kernels/02_compile.ipynb #37bfbf1a
-import builtins, hashlib, math, os, pathlib, threading
+import builtins, dis, hashlib, math, os, pathlib, threading
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 import torch
 from .. import dynamics
@@ -20,11 +20,22 @@ _meanings = {torch.where: 'where', dynamics.where: 'where', torch.exp: 'exp', ma
 
 class NotCompilable(InputError): "A function that no kernel can contain | 无法放进内核的函数"
 
+def _words(fn): # the names in its code, `torch.where` as one | 代码中的名字，`torch.where` 算一个
+    found, value = [], None
+    for i in dis.get_instructions(fn):
+        if i.opcode in dis.hasname:
+            if i.opname == 'LOAD_GLOBAL': name, value = i.argval, fn.__globals__.get(i.argval, getattr(builtins, i.argval, None))
+            elif isinstance(value, ModuleType): name, value = f'{name}.{i.argval}', getattr(value, i.argval, None)
+            else: name, value = i.argval, None
+            if not isinstance(value, ModuleType): found.append((name, value))
+        elif isinstance(value, ModuleType): found.append((name, value)); value = None
+        else: value = None
+    return dict(found).items()
+
 def _known(fn): # the names that a function looks up, with what they mean | 函数要查的名字，以及它们的含义
     if not isinstance(fn, FunctionType): raise NotCompilable(f"{fn!r} is not a plain Python function")
     if fn.__closure__: raise NotCompilable(f"{fn.__name__} uses variables of the function around it: {fn.__code__.co_freevars}")
-    for name in fn.__code__.co_names:
-        value = fn.__globals__.get(name, getattr(builtins, name, None))
+    for name, value in _words(fn):
         meaning = _meanings.get(value) if getattr(value, '__hash__', None) else None
         if not (meaning or type(value) in (int, float) or isinstance(value, FunctionType)):
             raise NotCompilable(f"{fn.__name__} uses {name!r}; a kernel knows arithmetic, comparison, numbers, functions made of those, and {sorted(set(_meanings.values()))}")
@@ -43,7 +54,10 @@ def bind(
     "A copy of a function for another machine | 函数在另一台机器上的拷贝"
     means = {}
     for name, meaning, value in _known(fn):
-        means[name] = names[meaning] if meaning else bind(value, names, real, compiler) if isinstance(value, FunctionType) else real(value)
+        mine = names[meaning] if meaning else bind(value, names, real, compiler) if isinstance(value, FunctionType) else real(value)
+        room, _, last = name.partition('.')
+        if last: setattr(means.setdefault(room, ModuleType(room)), last, mine) # as in `torch.where` | 如 `torch.where`
+        else: means[name] = mine
     copy = FunctionType(fn.__code__.replace(co_consts=_typed(fn.__code__.co_consts, real)), means, fn.__name__, fn.__defaults__)
     copy.__module__ = fn.__module__
     return compiler(copy)

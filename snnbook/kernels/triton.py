@@ -94,7 +94,7 @@ def _segment_text(step, way, m, v_seq, wanted): # a segment from step t1, forwar
                 f"{_each('d{}', m)} = {', '.join(f'tl.where(live, {e}, d{i})' for i, e in enumerate(way.errors))}"))]
 
 # %% ../../nbs/kernels/05_triton.ipynb #cef8f2a6
-def _backward_text(charge, kinds, soft, detach, start, v_seq, checks, end, to_start, wanted, M):
+def _backward_text(charge, kinds, soft, detach, start, v_seq, checks, end, to_start, wanted, M, double=False):
     m, n, names = len(start), len(kinds) - (1 if soft else 2), ', '.join(f'c{j}' for j in range(len(kinds)))
     way, step = backward(charge, n, soft, detach, wanted, repr), forward(charge, n, soft)
     some = lambda word, which: ''.join(f'{word}{i}, ' for i in which)
@@ -103,6 +103,7 @@ def _backward_text(charge, kinds, soft, detach, start, v_seq, checks, end, to_st
     return f"""
 @triton.jit
 def kernel(x, g_, gx, {more}{_each('start{}', m)}, jump, jump_g, N, alpha, {names}, T: tl.constexpr, K: tl.constexpr, real: tl.constexpr, BLOCK: tl.constexpr):
+    {'alpha = tl.load(alpha)' if double else 'pass'}
     {_indent(_head(kinds, start), 4)}
     jump_g = tl.cast(jump_g, tl.int64)
     {'; '.join(f'd{i} = ' + (f'tl.load(end{i} + n, mask=m, other=0).to(real)' if i in end else 'tl.zeros([BLOCK], real)') for i in range(m))}
@@ -137,8 +138,8 @@ def _forward(charge, kinds, soft, start, v_seq, checks):
     return _build(_forward_text(charge, kinds, soft, start, v_seq, checks), **parts(charge, soft))
 
 @functools.cache
-def _backward(charge, gradient, kinds, soft, detach, start, v_seq, checks, end, to_start, wanted, M):
-    return _build(_backward_text(charge, kinds, soft, detach, start, v_seq, checks, end, to_start, wanted, M), **parts(charge, soft), gradient=gradient)
+def _backward(charge, gradient, kinds, soft, detach, start, v_seq, checks, end, to_start, wanted, M, double=False):
+    return _build(_backward_text(charge, kinds, soft, detach, start, v_seq, checks, end, to_start, wanted, M, double), **parts(charge, soft), gradient=gradient)
 
 # %% ../../nbs/kernels/05_triton.ipynb #ca287618
 def _values(given, x): # memories or constants: kinds and values; double precision needs numbers on the device | 记忆或常数：种类与值；双精度需要设备上的数
@@ -205,8 +206,9 @@ def back(
     if g is None: g = torch.zeros_like(_empty(x)).expand(x.shape)
     (start, z), (kinds, values) = _starts(z, x), _values(constants, x)
     gx, gz, sums = _empty(x, (T,)), [_empty(x, (), dtype) if need else None for need in needs[1:m + 1]], [_empty(x, dtype=dtype) for _ in wanted]
+    if double := dtype == torch.float64: alpha = torch.tensor([alpha], dtype=dtype, device=x.device) # a number would travel in single precision | 数会以单精度传递
     end, to_start = (tuple(i for i, e in enumerate(es) if e is not None) for es in (ends, gz))
-    kernel = _backward(charge, kind.gradient, kinds, soft, detach, start, w is not None, bool(kept), end, to_start, wanted, M)
+    kernel = _backward(charge, kind.gradient, kinds, soft, detach, start, w is not None, bool(kept), end, to_start, wanted, M, double)
     notes = [_empty(x, (M,), dtype) for _ in range(m)] if M > 1 else []
     more = [*([] if w is None else [w, w.stride(0)]), *kept, *notes, *(t for t in (*ends, *gz) if t is not None), *sums]
     if N: kernel[grid](x.detach(), g, gx, *more, *z, x.stride(0), g.stride(0), N, alpha, *values, T=T, K=K, real=real, **options)
