@@ -239,19 +239,15 @@ def chooses(page, out, name, pull, stack):
         seen.add(picture.get_attribute('src'))
     assert len(seen) == len(stack.children), name
 
-@pytest.fixture(scope='module')
-def made():
-    "The explorers"
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv('TQDM_DISABLE', '1')
-        exec(SETUP, space := {})
-        return {name: eval(how, space) for name, how in SHOWN.items()}
-
 @pytest.mark.parametrize('lang', ['en', 'zh'])
-def test_static_pages_need_no_kernel_and_no_network(browser, html_manager, made, tmp_path, lang):
+def test_static_pages_need_no_kernel_and_no_network(browser, html_manager, tmp_path, lang, monkeypatch):
+    import torch
     from ipywidgets.embed import dependency_state
     from snnbook.widgets.explorer import LIMIT
-    for e in made.values(): e.lang = lang
+    monkeypatch.setenv('SNNBOOK_LANG', lang); monkeypatch.setenv('TQDM_DISABLE', '1')
+    torch.manual_seed(0); space = {}
+    exec(SETUP, space)
+    made = {name: eval(how, space) for name, how in SHOWN.items()}
     stills = {name: e.static() for name, e in made.items()}
     for name, w in stills.items():
         assert len(json.dumps(dependency_state([w]))) < LIMIT, name
