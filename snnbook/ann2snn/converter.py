@@ -57,7 +57,7 @@ class Converter(nn.Module):
         self.rules, self.given_rules = [ReLURule()] if rules is None else [*rules], rules is not None
         self.preset, self.T, self.fallback, self.calibration = preset, T, fallback, calibration
         self.own = dict(threshold=threshold, neuron=neuron, code=code, post=post)
-        self._check_preset()
+        self._check_preset(neuron_factory, threshold_optimizer)
         self.neuron_factory = NeuronFactory(v_init=.5) if neuron_factory is None else neuron_factory
         self.threshold_optimizer = ThresholdOptimizer() if threshold_optimizer is None else threshold_optimizer
     @staticmethod
@@ -71,11 +71,15 @@ from fastcore.basics import patch, patch_to
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #87448050
 @patch
-def _check_preset(self: Converter): # presets are the subject of later chapters | 预设是后面几章的内容
+def _check_preset(self: Converter, factory=None, optimizer=None): # presets are the subject of later chapters | 预设是后面几章的内容
     if self.preset is None and not any(v is not None for v in self.own.values()) and not self.fallback: return
     from snnbook.ann2snn.presets import PRESETS
     if self.preset not in PRESETS: raise InputError(f"preset {self.preset!r} is not known, and threshold, neuron, code, post and fallback need one: {', '.join(map(repr, PRESETS))}")
     if not isinstance(self.T, int) or self.T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {self.T!r}")
+    if not isinstance(self.calibration, int) or self.calibration < 1: raise InputError(f"calibration must be a whole number of images, at least 1, not {self.calibration!r}")
+    if factory is not None or self.momentum is not None: raise InputError("neuron_factory and momentum belong to the classic way: with a preset, "
+        "choose neuron=, a class of coded neurons; all data count alike")
+    if self.own['threshold'] is None: self.own['threshold'] = optimizer or (None if str(self.mode).lower() == 'max' else self.mode)
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #4b93af2a
 _PAIRS = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d), (nn.ConvTranspose1d, nn.BatchNorm1d),
@@ -184,7 +188,7 @@ class _Last(list): # what was converted last: no submodule, and a copy of the co
 def _device(net): return next((t.device for t in itertools.chain(net.parameters(), net.buffers())), None)
 
 def _feed(loader, names, device, progress): # the inputs of every batch, on the device | 每一批的输入，已在设备上
-    if isinstance(loader, Tensor): raise InputError("the data loader is a tensor, which would give single samples: pass a list of batches, such as [x]")
+    if isinstance(loader, Tensor): loader = [loader] # a bare tensor is one batch | 单独的张量就是一批
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset): raise InputError(
         "the data loader is a data set, which gives single samples: wrap it in torch.utils.data.DataLoader")
     try: total = len(loader)
