@@ -160,7 +160,8 @@ def test_a6_no_data():
     for loader in [], used, DataLoader(TensorDataset(torch.zeros(0, 6))):
         with pytest.raises(InputError, match='gave no batch'): Converter(loader)(Fn(F.relu))
     with pytest.raises(InputError, match='single samples'): Converter(TensorDataset(vectors()))(Fn(F.relu))
-    with pytest.raises(InputError, match='single samples'): Converter(vectors())(Fn(F.relu))
+    a, b = (Converter(loader)(Fn(F.relu)).state_dict() for loader in (vectors(), [vectors()])) # a bare tensor is one batch
+    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a if isinstance(a[k], torch.Tensor))
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
