@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'STYLE', 'style', 'raster', 'trace', 'heatmap', 'rates', '
            'confusion']
 
 # %% ../nbs/08_plot.ipynb #7299333f
-import copy
+import copy, threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,15 +21,18 @@ STYLE = {'figure.figsize': (5, 2.2), 'figure.dpi': 100, 'figure.facecolor': 'whi
          'font.size': 9, 'axes.titlesize': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.2,
          'lines.markersize': 3, 'legend.frameon': False, 'legend.fontsize': 8, 'image.interpolation': 'nearest', 'image.cmap': 'viridis'}
 
+_one = threading.RLock() # one thread at a time | 一次一个线程
+
 @contextmanager
 def style() -> Iterator[None]: # nothing | 无
     "The style of this book inside a `with`, and yours again after it | 在 `with` 之内用本书的风格，之后恢复你的设置"
     mpl = need('matplotlib')
     mine = {**STYLE, 'axes.prop_cycle': mpl.cycler(color=PALETTE)}
-    yours = {k: mpl.rcParams[k] for k in mine}
-    mpl.rcParams.update(mine)
-    try: yield
-    finally: mpl.rcParams.update(yours)
+    with _one:
+        yours = {k: mpl.rcParams[k] for k in mine}
+        mpl.rcParams.update(mine)
+        try: yield
+        finally: mpl.rcParams.update(yours)
 
 # %% ../nbs/08_plot.ipynb #7f158d66
 def _array(x, name, *shapes): # to NumPy, of one of these shapes | 转为 NumPy，形状须为其一

@@ -9,10 +9,11 @@ __all__ = ['DPI', 'LINES', 'PACE', 'LIMIT', 'language', 'say', 'canvas', 'png', 
 # %% ../../nbs/widgets/00_explorer.ipynb #7ec54d06
 import base64, functools, inspect, io, os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from typing import Any, NamedTuple
 from ..base import InputError, SnnError, need
-from ..plot import style
+from ..plot import STYLE, style
 
 # %% ../../nbs/widgets/00_explorer.ipynb #754b0921
 def language(
@@ -33,6 +34,17 @@ def say(
 
 # %% ../../nbs/widgets/00_explorer.ipynb #75055a20
 DPI = 90 # dots per inch on the screen | 屏幕上每英寸的点数
+_LOOKS = {'axes', 'axes3d', 'boxplot', 'contour', 'errorbar', 'figure', 'grid', 'hatch', 'hist', 'image', 'legend', 'lines', 'markers', 'mathtext', 'patch', 'path', 'pcolor', 'pcolormesh',
+          'savefig', 'scatter', 'text', 'xaxis', 'xtick', 'yaxis', 'ytick'}
+
+@contextmanager
+def _plain(): # the style of this book on Matplotlib's own settings, one thread at a time | 以 Matplotlib 自己的设置为底的本书风格，一次一个线程
+    mpl = need('matplotlib')
+    with style():
+        yours = {k: v for k, v in mpl.rcParams.items() if k.partition('.')[0] in _LOOKS and k not in STYLE and k != 'axes.prop_cycle' and v != mpl.rcParamsDefault[k]}
+        mpl.rcParams.update({k: mpl.rcParamsDefault[k] for k in yours})
+        try: yield
+        finally: mpl.rcParams.update(yours)
 
 def _wipe(ax): # as new, but for its ticks | 除刻度外恢复如新
     for a in [*ax.lines, *ax.collections, *ax.patches, *ax.texts, *ax.images, *ax.artists, *ax.tables]: a.remove()
@@ -63,7 +75,7 @@ def canvas(
     size: tuple[float, float] = (7., 2.6), # width and height in inches | 宽与高，单位英寸
 ) -> Any: # a matplotlib figure that no list keeps, and that keeps its axes when it is cleared | 不被任何列表保留的 matplotlib 图，清空时保留坐标轴
     "A figure to draw on, again and again | 可以反复画的图"
-    fig = _sheet()(figsize=size, dpi=DPI)
+    with _plain(): fig = _sheet()(figsize=size, dpi=DPI)
     need('matplotlib.backends.backend_agg').FigureCanvasAgg(fig)
     return fig
 
@@ -173,13 +185,14 @@ def _all(self: Explorer, values): # those of all controls, each one that its con
 @patch
 def _shown(self: Explorer, i, values, small=False): # picture and words of part `i` | 第 `i` 部分的图与文字
     part, fig = self.parts[i], self._figs[i]
-    result = part.model(**{n: values[n] for n in self._needs[i]})
-    fig.clear()
-    with style(): part.view(fig, result); image = png(fig, small)
-    return image, say(part.words(result), self.lang) if part.words else ''
+    with _plain():
+        result = self._result(i, values)
+        fig.clear(); part.view(fig, result)
+        return png(fig, small), say(part.words(result), self.lang) if part.words else ''
 
 @patch
-def _result(self: Explorer, i, values): return self.parts[i].model(**{n: values[n] for n in self._needs[i]})
+def _result(self: Explorer, i, values):
+    with style(): return self.parts[i].model(**{n: values[n] for n in self._needs[i]}) # one thread at a time | 一次一个线程
 
 @patch
 def picture(self: Explorer,
@@ -207,16 +220,20 @@ def refresh(self: Explorer,
     force: bool = False, # draw everything | 全部重画
 ):
     "Draw what has changed | 画出有变化的部分"
-    if self._widget is None: return
-    for i, (image, note) in enumerate(zip(self._images, self._notes)):
-        key = [self.values[n] for n in self._needs[i]]
-        if not force and self._done.get(i) == key: continue
-        self._done[i] = key
-        try: image.value, text = self._shown(i, self.values)
-        except SnnError as e: text = str(e)
-        note.value = f'<span aria-live="polite" style="{LINES}">{escape(text)}</span>'
-    for n, c in self.controls.items():
-        if c.when: self.made[n].disabled = not c.when(self.values)
+    with style():
+        if self._widget is None: return
+        values = dict(self.values)
+        for i, (image, note) in enumerate(zip(self._images, self._notes)):
+            key = [values[n] for n in self._needs[i]]
+            if not force and self._done.get(i) == key: continue
+            self._done[i] = key
+            try: image.value, text = self._shown(i, values)
+            except Exception as e: text = _fault(e)
+            note.value = f'<span aria-live="polite" style="{LINES}">{escape(text)}</span>'
+        for n, c in self.controls.items():
+            if c.when: self.made[n].disabled = not c.when(values)
+
+def _fault(e): return str(e) if isinstance(e, SnnError) else f'{type(e).__name__}: {e}'
 
 @patch(as_prop=True)
 def widget(self: Explorer) -> Any: # controls, pictures and words in a box | 装着控件、图与文字的盒子
@@ -238,7 +255,8 @@ def widget(self: Explorer) -> Any: # controls, pictures and words in a box | 装
 # %% ../../nbs/widgets/00_explorer.ipynb #1e1662cb
 @patch
 def _listen(self: Explorer, name):
-    def moved(change): self.values[name] = change['new']; self.refresh()
+    def moved(change):
+        with style(): self.values[name] = change['owner'].value; self.refresh()
     return moved
 
 @patch
@@ -246,7 +264,7 @@ def _press(self: Explorer, act):
     def pressed(button):
         button.disabled = True
         try: act(self)
-        except SnnError as e: self._notes[-1].value = escape(str(e))
+        except Exception as e: self._notes[-1].value = f'<span aria-live="polite">{escape(_fault(e))}</span>'
         else: self.refresh(force=True)
         finally: button.disabled = False
     return pressed
@@ -273,9 +291,10 @@ def _repr_mimebundle_(self: Explorer, include=None, exclude=None): # for Jupyter
 @patch
 def close(self: Explorer):
     "Give the widgets back | 释放部件"
-    if self._widget is None: return
-    for w in (*self._widget.children[0].children, *self._widget.children, self._widget): w.close()
-    self._widget, self._done = None, {}
+    with style():
+        if self._widget is None: return
+        for w in (*self._widget.children[0].children, *self._widget.children, self._widget): w.close()
+        self._widget, self._done = None, {}
 
 # %% ../../nbs/widgets/00_explorer.ipynb #0389218d
 LIMIT = 300_000 # bytes of a static version | 静态版本的字节数上限

@@ -15,7 +15,7 @@ from .. import plot
 from ..base import InputError, InputTypeError, need
 from ..functional import reset_net
 from ..nir_exchange import Conventions, Graph, NIRModule, NIRWarning, Node, check, conventions, draw, export_to_nir, facts, gains, hints, import_from_nir, load, of_node, per_step, plan, shapes
-from .explorer import DPI, Explorer, Part, canvas, choice, slider
+from .explorer import DPI, Explorer, Part, _plain, canvas, choice, slider
 
 # %% ../../nbs/widgets/06_graph.ipynb #469a81d6
 class Look(NamedTuple):
@@ -127,7 +127,7 @@ class Map:
         column = max(1.05, .062 * max(map(len, p.order)) + .3)
         fig = canvas((min(column * len(rows) + .2, 600), min(max(.6 * max(rows.values()) + .2, .9), 600)))
         ax = fig.subplots(); fig.subplots_adjust(0, 0, 1, 1)
-        with plot.style(): draw(graph, ax); fig.canvas.draw()
+        with _plain(): draw(graph, ax); fig.canvas.draw()
         self.image = need('numpy').array(fig.canvas.buffer_rgba())
         self.boxes = {t.get_text().rpartition('\n')[0]: t.get_bbox_patch().get_window_extent() for t in ax.texts if t.get_text()}
         self.size = min(self.image.shape[1] / DPI, WIDE), min(self.image.shape[0] / DPI, TALL)
