@@ -95,20 +95,24 @@ def multi_step_forward(self: CodedNeuron,
     from snnbook.kernels.numba import _launch
     (spike, counts), x = how, flat(x_seq)
     T, shape, stride = len(x), x.shape[1:], x.stride()[1:]
-    shifted = self.shift is not None
-    if shifted and self.code.once: # enters at the first step only | 只在第一步进入
-        if self.t == 0: x = flat(torch.cat([x[:1] + self.shift, x[1:]])); stride = x.stride()[1:]
+    left = T if self.until is None else min(T, max(0, self.until - self.t))        # steps that are still corrected | 还要修正的步数
+    shifted = self.shift is not None and left > 0
+    if self.shift is not None and self.code.once: # enters at the first step, and leaves when its time is over | 在第一步进入，到时离开
+        for at, way in (0, 1), (self.until, -1):
+            if at is not None and 0 <= (k := at - self.t) < T: x = flat(torch.cat([x[:k], x[k:k + 1] + way * self.shift, x[k + 1:]])); stride = x.stride()[1:]
         shifted = False
+    elif shifted and left < T: return torch.cat([self.multi_step_forward(x_seq[:left]), self.multi_step_forward(x_seq[left:])])
     self.ready(x[0], 'v', *['n'] * counts)
     dense = lambda c: fresh(shape, stride, x.dtype).copy_(c)
     v, n, th = as_laid(self.v, shape, stride), as_laid(self.n, shape, stride) if counts else None, dense(self.v_threshold)
     sh = dense(self.shift) if shifted else th
-    w = torch.tensor([self.code.weight(self.t + k + 1) for k in range(T)] if counts else [1.] * T, dtype=x.dtype)
+    least = torch.finfo(x.dtype).tiny / self.v_threshold.min().item()
+    w = torch.tensor([max(self.code.weight(self.t + k + 1), least) for k in range(T)] if counts else [1.] * T, dtype=x.dtype)
     y = fresh(x.shape, (v.numel(), *stride), x.dtype)
     at = [t.data_ptr() for t in (y, v, n if counts else v, th, sh, w)]
     _launch(_kernel(spike, counts, shifted, x.dtype), (x.data_ptr(), x.stride(0), *at, T, v.numel(), 4096), v.numel(), T * v.numel())
-    self.v = v
-    if counts: self.n = n; self.t += T
+    self.v, self.t = v, self.t + T
+    if counts: self.n = n
     return y
 
 def _compiled(x): # is there a kernel for this tensor? | 这个张量有内核可用吗？

@@ -50,15 +50,18 @@ class Annealing:
         first: float = .6, # weight of the first step, in thresholds | 第一步的权重，以阈值为单位
         ratio: float = .6, # from one step to the next, above 0 and up to 1 | 从一步到下一步的比例，大于 0，至多 1
         tail: float = 0.,  # never below `tail / t` | 不低于 `tail / t`
+        wave: int | None = None, # after so many steps, and again after as many, three quarters of the way back | 每走这么多步，就退回四分之三
     ):
         if not (first > 0 and 0 < ratio <= 1 and tail >= 0): raise InputError(f"weights must be positive and must not grow: first={first}, ratio={ratio}, tail={tail}")
-        self.first, self.ratio, self.tail = first, ratio, tail
+        if wave is not None and wave < 2: raise InputError(f"a wave has at least two steps, not {wave}")
+        self.first, self.ratio, self.tail, self.wave = first, ratio, tail, wave
     def __call__(self,
         t: int, # step, from 1 | 步，从 1 起
     ) -> float: # weight of a spike, in thresholds | 一个脉冲的权重，以阈值为单位
         "The weight of step `t` | 第 `t` 步的权重"
-        return max(self.first * self.ratio**(t - 1), self.tail / t)
-    def __repr__(self): return f'Annealing({self.first}, {self.ratio}, {self.tail})'
+        k, j = divmod(t - 1, self.wave) if self.wave else (0, t - 1)
+        return max(self.first * self.ratio**(j + k * max(1, (self.wave or 4) // 4)), self.tail / t)
+    def __repr__(self): return f'Annealing({self.first}, {self.ratio}, {self.tail}' + (f', wave={self.wave})' if self.wave else ')')
 
 class DeltaCode(Code):
     "The input once, then corrections; the answer is the sum | 输入一次，然后更正；答案是累计和"

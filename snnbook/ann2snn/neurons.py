@@ -46,6 +46,7 @@ class CodedNeuron(MemoryModule):
         if not (self.v_threshold > 0).all(): raise InputError(f"thresholds must be above zero, and the smallest is {self.v_threshold.min().item()}")
         self.code, self.f, self.positive = RateCode() if code is None else code, f, positive
         self.register_buffer('shift', None) # a correction of the input current, per channel | 对输入电流的修正，按通道
+        self.until = None # the last step that it is made for; `None`: it stays | 修正所针对的最后一步；`None` 表示一直有效
         self.register_memory('v', 0.); self.register_memory('n', 0.); self.register_memory('t', 0)
     def spike(self,
         e: Tensor, # what is missing in the output, `[N, *]` | 输出还差多少，`[N, *]`
@@ -59,7 +60,7 @@ class CodedNeuron(MemoryModule):
         "How far the output is from where it should be | 输出离应有的位置差多远"
         if self.f is None: return rectified_gap(v, self.n)
         k = self.code.share(self.t)
-        return k * self.f((v + self.n) / k) - self.n
+        return (k * self.f((v + self.n) / k) - self.n).nan_to_num(0., 0., 0.) # where there is no number yet, nothing is said | 还没有数的地方，什么也不说
     def extra_repr(self) -> str: # code and spikes | 编码与脉冲
         "What it speaks | 它说什么"
         return f"{self.code}, spikes {self.spikes}"
@@ -75,11 +76,16 @@ def single_step_forward(self: CodedNeuron,
     "One step | 走一步"
     self.ready(x, 'v', 'n')
     self.t += 1
-    if self.shift is not None and (self.t == 1 or not self.code.once): x = x + self.shift
-    v = if_charge(self.v, x)
-    y = self.spike(self.gap(v), self.v_threshold * self.code.weight(self.t))
+    v = if_charge(self.v, self._corrected(x))
+    y = self.spike(self.gap(v), (self.v_threshold * self.code.weight(self.t)).clamp(min=torch.finfo(self.v_threshold.dtype).tiny))
     self.n, self.v = self.n + y, v - y
     return y
+
+@patch
+def _corrected(self: CodedNeuron, x): # the input of step t with its correction | 第 t 步的输入，已加修正
+    if self.shift is None: return x
+    if self.code.once: return x + self.shift if self.t == 1 else x - self.shift if self.until is not None and self.t == self.until + 1 else x
+    return x + self.shift if self.until is None or self.t <= self.until else x
 
 @patch
 def ideal(self: CodedNeuron,
@@ -88,7 +94,7 @@ def ideal(self: CodedNeuron,
 ) -> Tensor: # what it would say in `T` steps, `[N, *]` | `T` 步内它会说出的数，`[N, *]`
     "The answer to an input that arrives in perfect order | 输入以理想顺序到达时的回答"
     node = type(self)(**self.settings())
-    node.shift = self.shift
+    node.shift, node.until = self.shift, self.until
     return self.code.read(sum(node(self.code.inject(z, t)) for t in range(1, T + 1)), T)
 
 @patch
@@ -122,7 +128,8 @@ class BinaryIF(CodedNeuron):
         "One step | 走一步"
         if not self.plain: return super().single_step_forward(x)
         self.ready(x, 'v')
-        v = if_charge(self.v, x if self.shift is None else x + self.shift)
+        self.t += 1
+        v = if_charge(self.v, self._corrected(x))
         s = fire(v, self.v_threshold)
         self.v = soft_reset(v, s, self.v_threshold)
         return s * self.v_threshold
@@ -178,6 +185,7 @@ class MultiThresholdIF(CodedNeuron):
 
 # %% ../../nbs/ann2snn/09_neurons.ipynb #0d80e05b
 def _first(y): return y[0] if isinstance(y, (tuple, list)) else y
+def _held(y, before): return torch.where(y.isfinite(), y, before) if y.is_floating_point() else y # no number yet, as 0/0: what was | 还没有数，如 0/0：保持原样
 
 class Running(MemoryModule):
     "Any function, of the running sum of its inputs: exact at every step | 任意函数，作用于输入的累计和：每一步都精确"
@@ -202,7 +210,7 @@ class Running(MemoryModule):
             self.v[s] = self.v[s] + given[s] if s in self.v else given[s]
         now = {**given, **{s: v / k if k != 1 else v for s, v in self.v.items()}}
         out = self.f(*[now[i] for i in range(len(args))], **{n: now[n] for n in kwargs})
-        y = _first(out) * k
+        y = _held(_first(out) * k, self.y)
         d, self.y = y - self.y, y
         return d if isinstance(out, Tensor) else (d, *out[1:])
     def extra_repr(self) -> str: # the function and the code | 函数与编码

@@ -102,7 +102,7 @@ class BiasCorrection(PostPass):
         "Shift the input current of each channel | 移动每个通道的输入电流"
         keep = m.v_threshold.dim()
         axes = [i for i in range(e.dim()) if keep == 0 or i != e.dim() - keep]
-        m.shift = e.mean(axes, keepdim=True).reshape(m.v_threshold.shape) if keep else e.mean()
+        m.shift, m.until = e.mean(axes, keepdim=True).reshape(m.v_threshold.shape) if keep else e.mean(), T
 
 class PotentialInit(PostPass):
     "Let the potential of each neuron start where its mean error goes away | 让每个神经元的电位从平均误差消失之处起步"
@@ -184,14 +184,14 @@ def annealed(T: int, # number of steps | 步数
 ) -> list[Parts]: # one for each ratio | 每个比例一种
     "Spikes of -1, 0 and 1 whose worth shrinks | 价值递减的 -1、0 和 1"
     th, ratios = '99.9%' if T < 16 else 'max', [.5 if T < 4 else .55 if T < 8 else .6 if T < 16 else .7] if ratios is None else ratios
-    return [Parts(f'annealed, {r}, {th}', DeltaCode(Annealing(.75 if T < 4 else .6, r)), SignedIF, th, (BiasCorrection(),) if T <= 8 else ()) for r in ratios]
+    return [Parts(f'annealed, {r}, {th}', DeltaCode(Annealing(.75 if T < 4 else .6, r, wave=min(max(T, 4), 16))), SignedIF, th, (BiasCorrection(),) if T <= 8 else ()) for r in ratios]
 
-def _constant(t): return 1.
+def _halving(t): return .5**((t - 1) // 4)
 
 def multi(T: int, # number of steps | 步数
 ) -> list[Parts]: # one choice | 一种选择
     "Spikes of a sign and an exponent | 带符号和指数的脉冲"
-    return [Parts('multi', DeltaCode(_constant), partial(MultiThresholdIF, sizes=10), 'max')]
+    return [Parts('multi', DeltaCode(_halving), partial(MultiThresholdIF, sizes=10), 'max')]
 
 PRESETS = {'binary': binary, 'signed': signed, 'annealed': annealed, 'multi': multi, 'auto': lambda T: annealed(T, (.5, .6, .7)) + multi(T)}
 
