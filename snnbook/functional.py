@@ -92,7 +92,7 @@ def _no_memory(who, modules): # ours, or another library's that declares memorie
 
 def _unfold(y, shape): # `[T·N, *]` to `[T, N, *]` | `[T·N, *]` 变回 `[T, N, *]`
     if isinstance(y, (tuple, list)): return tuple(_unfold(o, shape) for o in y)
-    if not isinstance(y, Tensor) or y.dim() == 0 or len(y) != shape.numel(): raise InputError(
+    if not isinstance(y, Tensor) or y.dim() == 0 or y.shape[0] != shape[0] * shape[1]: raise InputError(
         f"a stateless module must give one output a sample: {shape.numel()} went in as a batch, "
         f"but out came {tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}")
     return y.unflatten(0, shape)
@@ -105,7 +105,7 @@ def seq_to_ann_forward(
     "Call modules without memory once, with time folded into the batch | 把时间并入批，只调用一次无记忆的模块"
     seqs = _sequences('seq_to_ann_forward', x_seq, stateless_module, 2)
     _no_memory('seq_to_ann_forward', stateless_module)
-    if len(leads := {tuple(x.shape[:2]) for x in seqs}) > 1: raise InputError(f"seq_to_ann_forward: the inputs differ in [T, N]: {sorted(leads)}")
+    if any(x.shape[:2] != seqs[0].shape[:2] for x in seqs[1:]): raise InputError(f"seq_to_ann_forward: the inputs differ in [T, N]: {sorted({tuple(x.shape[:2]) for x in seqs})}")
     return _unfold(_through(stateless_module, *(x.flatten(0, 1) for x in seqs)), seqs[0].shape[:2])
 
 # %% ../nbs/04_functional.ipynb #bbc2f903
@@ -206,7 +206,8 @@ def set_backend(
     "Set the backend of every module that has one | 设置每个模块的后端"
     for name, m in _net(net).named_modules():
         if not isinstance(m, instance) or not ('backend' in vars(m) or hasattr(type(m), 'backend')): continue
-        if backend in getattr(m, 'supported_backends', (backend,)): m.backend = backend
+        have = getattr(m, 'supported_backends', (backend,))
+        if backend in have or backend == 'cupy' and 'auto' in have: m.backend = backend # a neuron takes this name for 'auto' | 神经元把这个名字当作 'auto'
         else: warnings.warn(f"{_say([(name, m)])} does not support backend {backend!r}, only {m.supported_backends}: left as it was", stacklevel=2)
 
 # %% ../nbs/04_functional.ipynb #007289b1

@@ -386,3 +386,95 @@ def test_torch_jit_trace_takes_the_loop():
         want = node(x); node.reset()
         traced = torch.jit.trace(node, x, check_trace=False); node.reset()
         assert torch.equal(traced(x), want)
+
+
+def test_tensors_without_numbers_are_left_to_the_operator():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._pytree import tree_map
+    with FakeTensorMode():
+        x, node = torch.randn(4, 3, requires_grad=True), neuron.ParametricLIFNode(step_mode='m')
+        y = node(x); y.sum().backward()
+        assert y.shape == x.grad.shape == (4, 3) and node.backend_used == 'numba'
+    node = lambda x: neuron.LIFNode(step_mode='m')(x)
+    x, other = torch.randn(4, 3), torch.randn(4, 3) * 3
+    for mode in 'real', 'fake': assert torch.equal(make_fx(node, tracing_mode=mode)(x)(other), node(other)) # nothing baked in
+
+    class Wrapper(torch.Tensor):
+        @staticmethod
+        def __new__(cls, inner):
+            self = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+            self.inner = inner
+            return self
+        @classmethod
+        def __torch_dispatch__(cls, fn, types, args=(), kwargs=None):
+            out = fn(*tree_map(lambda a: a.inner if isinstance(a, Wrapper) else a, args), **(kwargs or {}))
+            return tree_map(lambda o: Wrapper(o) if isinstance(o, torch.Tensor) else o, out)
+    assert torch.equal(node(Wrapper(x)).inner, node(x))
+    assert torch.equal(node(torch._efficientzerotensor((4, 3))), torch.zeros(4, 3))
+
+
+def test_a_traced_call_has_the_reasons_of_an_eager_one(monkeypatch):
+    hooked = surrogate.ATan()
+    hooked.register_full_backward_hook(lambda *_: None)
+    cases = [(dict(tau=torch.full((3,), 2., dtype=torch.float64)), 'but a constant or a memory is'), (dict(surrogate_function=hooked), 'has hooks'),
+             (dict(surrogate_function=lambda x: (x >= 0).to(x)), 'is not a SurrogateFunction')]
+    for kwargs, why in cases:
+        x, out = torch.randn(4, 3), []
+        for wrap in lambda n: n, lambda n: torch.compile(n, backend='aot_eager'):
+            torch._dynamo.reset()
+            node = neuron.LIFNode(step_mode='m', **kwargs)
+            out.append(wrap(node)(x))
+            assert why in node.backend_used and node.v.dtype == out[0].dtype
+        assert out[0].dtype == out[1].dtype and torch.equal(*out)
+    torch._dynamo.reset()
+    monkeypatch.setattr(dispatch, '_installed', lambda name: False)
+    node = neuron.LIFNode(step_mode='m')
+    torch.compile(node, backend='aot_eager')(torch.randn(4, 3))
+    assert node.backend_used == 'torch (numba is not installed)'
+
+
+@pytest.mark.parametrize('dims', [(0,), (1,), (0, 1)], ids=str)
+def test_export_with_sizes_that_may_change(dims):
+    net = torch.nn.Sequential(layer.Linear(5, 6, step_mode='m'), layer.BatchNorm1d(6, step_mode='m'), neuron.ParametricLIFNode(step_mode='m')).eval()
+    shape = {d: torch.export.Dim('TN'[d], min=2, max=64) for d in dims}
+    exported = torch.export.export(net, (torch.randn(4, 3, 5),), dynamic_shapes=(shape,)).module()
+    x = torch.randn(7 if 0 in dims else 4, 9 if 1 in dims else 3, 5)
+    functional.reset_net(net)
+    assert torch.equal(exported(x), net(x))
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    code = '''
+import torch
+from snnbook import neuron
+node, x = neuron.IFNode(step_mode='m', backend='numba'), torch.ones(2, 3, requires_grad=True)
+node(x).sum().backward()
+print(node.backend_used)
+'''
+    assert python(code, SNNBOOK_CACHE=str(tmp_path)) == ['numba']
+    files = [f for f in tmp_path.rglob('*.nb?')]
+    assert len(files) >= 4
+    for f in files: f.write_bytes(b'garbage')
+    assert python(code, SNNBOOK_CACHE=str(tmp_path)) == ['numba'] and not any(f.exists() and f.read_bytes() == b'garbage' for f in files if f.suffix == '.nbi')
+    assert python(code.replace(", backend='numba'", ''), NUMBA_DISABLE_JIT='1') == ['torch', '(NUMBA_DISABLE_JIT', 'is', 'set)']
+
+
+def test_equations_of_all_kinds():
+    class Half(neuron.BaseNode):
+        def equation(self): return (lambda v, x: v * .5 + x), ()
+    node, x = Half(step_mode='m'), torch.randn(4, 3)
+    node(x); node(x)
+    from snnbook.kernels import numba as engine
+    made = engine._forward.cache_info().currsize
+    for _ in range(3): node(x)
+    assert engine._forward.cache_info().currsize == made and node.backend_used == 'numba'
+    ran = dispatch.multi_step(x, 0., lambda v, x, *rest: v + x, (1.,), 1., 0., surrogate.ATan())[3]
+    assert ran[0] == 'torch' and ran[1].startswith('numba could not compile it')
+
+
+def test_a_memory_from_inference_mode_may_be_trained_on():
+    node, x = neuron.LIFNode(step_mode='m'), torch.rand(4, 3)
+    with torch.inference_mode(): node(x)
+    x.requires_grad_(); node(x).sum().backward()
+    assert x.grad is not None and node.backend_used == 'numba'

@@ -179,13 +179,13 @@ class _Steps(torch.autograd.Function):
         outs, kept = engine.run(how, v_seq, inputs[0], inputs[1:m + 1], inputs[m + 1:], ctx.needs_input_grad[4:])
         ctx.how, ctx.kept = (engine, how, v_seq, m), kept
         ctx.numbers = [None if isinstance(i, Tensor) else i for i in inputs]
-        ctx.save_for_backward(*[i for i in inputs if isinstance(i, Tensor)])
+        ctx.save_for_backward(*[i.clone() if i.is_inference() else i for i in inputs if isinstance(i, Tensor)])
         ctx.set_materialize_grads(False)
         return tuple(outs)
     @staticmethod
     def backward(ctx, *grads):
         (engine, how, v_seq, m), needs, tensors = ctx.how, ctx.needs_input_grad[4:], iter(ctx.saved_tensors)
-        inputs = [next(tensors) if n is None else n for n in ctx.numbers]
+        inputs, grads = [next(tensors) if n is None else n for n in ctx.numbers], [g if g is None or not g._is_zerotensor() else None for g in grads]
         if torch.is_grad_enabled(): return None, None, None, None, *_differentiable(how, v_seq, grads, m, inputs, needs)
         return None, None, None, None, *engine.back(how, v_seq, grads, inputs[0], inputs[1:m + 1], inputs[m + 1:], needs, ctx.kept)
 

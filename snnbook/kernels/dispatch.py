@@ -12,19 +12,23 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from ..base import InputError
+from ..dynamics import equations
 from . import memory, torch as plain
-from .compile import NotCompilable, fingerprint
+from .compile import NotCompilable, fingerprint, numbers
 from .derive import backward, parts, states, steps
 from ..surrogate import SurrogateFunction
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #ba79b81a
+_seen = {} # the numbers of a module that went into a kernel, as they were | 进入内核的模块级数字，按当时的值
+
 @functools.cache
 def _unfit(charge, kind): # why no kernel can be made of these, or '' | 为什么做不成内核，或 ''
     if not issubclass(kind, SurrogateFunction): return f"the surrogate {kind.__name__} is not a SurrogateFunction"
     if kind.forward is not SurrogateFunction.forward or getattr(kind.spiking_function, '__func__', None) is not SurrogateFunction.spiking_function.__func__:
         return f"{kind.__name__} has a forward of its own"
     try:
-        fingerprint(*parts(charge, True).values(), kind.gradient)
+        fingerprint(*(used := (*parts(charge, True).values(), kind.gradient)))
+        if found := numbers(*used): _seen[charge, kind] = found
         backward(charge, charge.__code__.co_argcount - states(charge) - 1, True, False, (), str)
     except NotCompilable as e: return str(e)
     except Exception as e: return f"{charge.__name__} cannot be differentiated: {e}"
@@ -33,16 +37,25 @@ def _unfit(charge, kind): # why no kernel can be made of these, or '' | 为什�
 # %% ../../nbs/kernels/04_dispatch.ipynb #8303c541
 _types = torch.float32, torch.float64, torch.float16, torch.bfloat16
 
-def _unfit_now(x_seq, v, constants, surrogate): # why this call is not for a kernel, or '' | 为什么这次调用不适合内核，或 ''
+def _unfit_now(x_seq, v, constants, surrogate): # why these inputs are not for a kernel, or '' | 为什么这些输入不适合内核，或 ''
     if not surrogate.spiking: return "the surrogate is in its smooth mode"
-    if type(surrogate.alpha) not in (float, int): return "alpha is not a number"
-    if surrogate._forward_hooks or surrogate._forward_pre_hooks: return "the surrogate has hooks"
+    if not isinstance(surrogate.alpha, (float, int)): return "alpha is not a number"
+    own = vars(surrogate)
+    if own['_forward_hooks'] or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']: return "the surrogate has hooks"
+    if 'forward' in own or 'gradient' in own or 'spiking_function' in own: return "this surrogate has a method of its own"
     if x_seq.dtype not in _types: return f"the input is {x_seq.dtype}"
     for c in (*v, *constants):
         if type(c) is not float and isinstance(c, Tensor) and (c.dim() and c.dtype not in (x_seq.dtype, plain.state_type(x_seq.dtype)) or c.device != x_seq.device and c.numel() > 1):
             return f"the input is {x_seq.dtype} on {x_seq.device}, but a constant or a memory is {c.dtype} on {c.device}"
+    return ''
+
+def _unfit_here(x_seq, charge, surrogate): # why this is not the moment for a kernel, or '' | 为什么此刻不适合内核，或 ''
+    if _seen:
+        for room, name, value in _seen.get((charge, type(surrogate)), ()):
+            if room.get(name) != value: return f"{name} was {value} when the kernel was made: make it one of the constants of the equation"
     if torch._C._are_functorch_transforms_active(): return "a function transform is active"
     if torch.jit.is_tracing(): return "torch.jit is tracing"
+    if x_seq._is_zerotensor(): return "the input has no memory of its own"
     if forward_ad._current_level >= 0: return "forward-mode derivatives are asked for"
     return "the input is not strided" if x_seq.layout != torch.strided else ''
 
@@ -56,6 +69,7 @@ def _installed(name): return importlib.util.find_spec(name) is not None
 
 def _nowhere(engine, device): # why this engine cannot run on this device, or '' | 为什么该引擎不能在这个设备上运行，或 ''
     if not _installed(package := engine.partition('_')[0]): return f"{package} is not installed"
+    if package == 'numba' and os.environ.get('NUMBA_DISABLE_JIT', '0') not in ('', '0'): return "NUMBA_DISABLE_JIT is set"
     pretend = engine != 'numba' and os.environ.get('TRITON_INTERPRET' if engine == 'triton' else 'NUMBA_ENABLE_CUDASIM') == '1' # runs on the processor to be checked | 为了检查而在处理器上运行
     home = 'cpu' if engine == 'numba' or pretend else 'cuda'
     return '' if device == home or pretend and device == 'cuda' else f"{engine} does not run on {device!r}"
@@ -73,7 +87,8 @@ def choose(
     device = x_seq.device.type
     engine = engines.get(device, 'torch') if backend == 'auto' else backend
     if engine == 'torch': return 'torch', f"no kernel for device {device!r}"
-    why = _nowhere(engine, device) or _unfit(charge, type(surrogate)) or _unfit_now(x_seq, v, constants, surrogate) or _broken and _broken.get((engine, charge, type(surrogate)))
+    why = _nowhere(engine, device) or _unfit(charge, type(surrogate)) or _unfit_now(x_seq, v, constants, surrogate)
+    why = why or _unfit_here(x_seq, charge, surrogate) or _broken and _broken.get((engine, charge, type(surrogate)))
     if engine == 'numba_cuda' and x_seq.dtype not in _types[:2]: why = why or f"numba_cuda takes single and double precision, not {x_seq.dtype}"
     if why and backend != 'auto': raise InputError(f"backend {backend!r} cannot run this neuron: {why}. Use 'auto' or 'torch'")
     return ('torch', why) if why else (engine, '')
@@ -143,26 +158,41 @@ _steps.register_autograd(_gradient, setup_context=_keep)
 def _constant(fn): fn._dynamo_marked_constant = True; return fn # torch.compiler.assume_constant_result without importing the compiler | 即 torch.compiler.assume_constant_result，但不导入编译器
 
 @_constant
-def _names(charge, kind): # how the operator knows them, or None | 算子所认的名字，或 None
-    if _unfit(charge, kind): return None
+def _names(engine, device, charge, kind): # how the operator knows them, and why it cannot | 算子所认的名字，以及为什么不认得
+    if why := _nowhere(engine, device) or _unfit(charge, kind): return (), why
     names = _name_of(charge), _name_of(kind)
-    try: return names if (_find(names[0]), _find(names[1])) == (charge, kind) else None
-    except (AttributeError, ImportError, KeyError): return None
+    try: known = (_find(names[0]), _find(names[1])) == (charge, kind)
+    except (AttributeError, ImportError, KeyError): known = False
+    return (names, '') if known else ((), f"an operator must find {names[0]} and {names[1]} by these names")
 
 def _traced(backend, x_seq, z, charge, constants, soft, surrogate, detach_reset, v_seq):
-    engine = engines.get(x_seq.device.type) if backend == 'auto' else backend
-    names = None if engine in (None, 'torch') or not surrogate.spiking or not x_seq.is_floating_point() else _names(charge, type(surrogate))
-    if names is None: return None, ('torch', 'traced')
+    if backend == 'torch': return None, ('torch', '')
+    device = x_seq.device.type
+    engine = engines.get(device, 'torch') if backend == 'auto' else backend
+    if engine == 'torch': return None, ('torch', f"no kernel for device {device!r}")
+    names, why = _names(engine, device, charge, type(surrogate))
+    why = why or _unfit_now(x_seq, z, constants, surrogate)
+    if why and backend != 'auto': raise InputError(f"backend {backend!r} cannot run this neuron: {why}. Use 'auto' or 'torch'")
+    if why: return None, ('torch', why)
     inputs = *z, *constants
     tensors, numbers = [i for i in inputs if isinstance(i, Tensor)], [float(i) for i in inputs if not isinstance(i, Tensor)]
     pattern = ''.join('t' if isinstance(i, Tensor) else 'n' for i in inputs)
     return _steps(engine, *names, float(surrogate.alpha), soft, detach_reset, v_seq, pattern, x_seq, tensors, numbers), (engine, '')
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #5a2da957
+_made = {}
+
+def _first(charge): # the first function of these lines: a lambda inside a method is made anew at every call | 由这些代码行生成的第一个函数：方法里的 lambda 每次调用都会重新生成
+    if '<' not in getattr(charge, '__qualname__', '') or charge.__closure__ or charge.__defaults__ or charge in equations: return charge
+    return _made.setdefault((charge.__code__, id(charge.__globals__)), charge)
+
+def _watched(x): # does somebody look at each operation, or stand in for the tensor? | 是否有人在观察每个运算，或者张量只是替身？
+    return torch._C._len_torch_dispatch_stack() or type(x) is not Tensor and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
+
 def _compiles(engine, *args): # its outputs, or why it cannot be compiled | 它的输出，或无法编译的原因
     try: return steps(_engine(engine), *args), ''
     except Exception as e:
-        if type(e).__module__.partition('.')[0] not in ('numba', 'llvmlite', 'triton'): raise
+        if not isinstance(e, NotCompilable) and type(e).__module__.partition('.')[0] not in ('numba', 'llvmlite', 'triton'): raise
         return None, f"{engine} could not compile it: {type(e).__name__}: {str(e).strip().splitlines()[0]}"
 
 def _by_loop(x_seq, z, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq):
@@ -187,10 +217,10 @@ def multi_step(
     soft, many = v_reset is None, isinstance(v, tuple)
     constants, z = (*params, v_threshold) if soft else (*params, v_threshold, v_reset), v if many else (v,)
     if x_seq.dtype in (torch.float16, torch.bfloat16): z = tuple(m.float() if isinstance(m, Tensor) else m for m in z)
-    out, ran = None, ('torch', '')
-    if torch.compiler.is_compiling():
-        if backend != 'torch': out, ran = _traced(backend, x_seq, z, charge, constants, soft, surrogate, detach_reset, v_seq)
+    out = None
+    if torch.compiler.is_compiling() or _watched(x_seq): out, ran = _traced(backend, x_seq, z, charge, constants, soft, surrogate, detach_reset, v_seq)
     else:
+        charge = _first(charge)
         engine, why = ran = choose(backend, x_seq, z, charge, constants, surrogate)
         if engine != 'torch':
             out, why = _compiles(engine, (charge, type(surrogate), surrogate.alpha, soft, detach_reset), v_seq, x_seq, z, constants)

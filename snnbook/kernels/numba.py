@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from typing import Any
 from torch import Tensor
-from .compile import bind, cache_dir, exp_table, fingerprint, keep_file
+from .compile import NotCompilable, bind, cache_dir, exp_table, fingerprint, keep_file
 from .derive import backward, forward, parts, states, totals
 from .memory import as_laid, flat, fresh
 from .torch import state_type
@@ -190,8 +190,15 @@ def _build(text, signature, dtype, **functions): # a compiled kernel, or the one
     sys.modules[name] = module = types.ModuleType(name)
     vars(module).update(words, **names, signature=signature, cache=where is not None, __file__=str(path))
     vars(module).update({n: bind(f, names, real, _inline) for n, f in functions.items()})
-    with _lock: exec(compile(text, str(path), 'exec'), vars(module))
-    return module.kernel
+    def made(): exec(compile(text, str(path), 'exec'), vars(module)); return module.kernel
+    try:
+        with _lock: return made()
+    except Exception: # a damaged file of the cache, perhaps: once more without it | 也许缓存文件已损坏：去掉它再试一次
+        for file in path.parent.glob(f'__pycache__/{name}.*'): file.unlink(missing_ok=True)
+        vars(module)['cache'] = False
+        try:
+            with _lock: return made()
+        except Exception as e: raise NotCompilable(f"{type(e).__name__}: {(str(e).strip() or 'no reason given').splitlines()[0]}") from e
 
 # %% ../../nbs/kernels/03_numba.ipynb #8eaf7132
 def _types(kinds): return [numba.int64 if k == 'a' else numba.float64 for k in kinds]
