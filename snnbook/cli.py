@@ -10,7 +10,7 @@ import argparse, importlib, sys
 from .base import SnnError
 
 # %% ../nbs/20_cli.ipynb #fbf58144
-COMMANDS = {
+COMMANDS = { # where each lives, and what it says of itself | 各自在哪里，以及怎样介绍自己
     'demo': ('snnbook.demo', "train a small network, convert it to spikes, and report | 训练一个小网络，转换成脉冲网络，并给出报告"),
     'bench': ('snnbook.kernels.bench', "measure speed and memory beside other libraries | 测量速度与内存，并与别的库比较"),
     'book': ('snnbook.book.command', "build, run and check the book | 生成、运行并检查本书"),

@@ -191,4 +191,4 @@ def _klif_undo(h, tau, v_rest, k, undo): return h / undo
 
 _alif, _klif = Equation(2, level=_alif_level, after=_alif_after), Equation(undo=_klif_undo)
 equations = {izhikevich_charge: Equation(2, after=_izhikevich_after), cuba_charge: Equation(2), _alif_charge: _alif, _alif_charge_whole: _alif,
-             _klif_charge: _klif, _klif_charge_whole: _klif}
+             _klif_charge: _klif, _klif_charge_whole: _klif} # what is known of a charge function beyond its arithmetic | 充电函数在算术之外已知的事

@@ -547,7 +547,7 @@ class MultiStepParametricLIFNode(ParametricLIFNode):
     "`ParametricLIFNode`, for sequences | 处理序列的 `ParametricLIFNode`"
     __init__ = _multi(ParametricLIFNode)
 
-SimpleBaseNode, SimpleIFNode, SimpleLIFNode = BaseNode, IFNode, LIFNode
+SimpleBaseNode, SimpleIFNode, SimpleLIFNode = BaseNode, IFNode, LIFNode # by their other names | 它们的另一些名字
 
 # %% ../nbs/03_neuron.ipynb #ff194c6b
 @patch

@@ -16,8 +16,9 @@ from torch import Tensor
 from .base import InputError, InputTypeError, need
 
 # %% ../nbs/08_plot.ipynb #08bc5abe
-PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
-STYLE = {'figure.figsize': (5, 2.2), 'figure.dpi': 100, 'figure.facecolor': 'white', 'axes.facecolor': 'white', 'savefig.facecolor': 'white',
+PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'] # colours in their order | 颜色，按次序
+STYLE = { # settings of matplotlib | matplotlib 的设置
+         'figure.figsize': (5, 2.2), 'figure.dpi': 100, 'figure.facecolor': 'white', 'axes.facecolor': 'white', 'savefig.facecolor': 'white',
          'font.size': 9, 'axes.titlesize': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .6, 'lines.linewidth': 1.2,
          'lines.markersize': 3, 'legend.frameon': False, 'legend.fontsize': 8, 'image.interpolation': 'nearest', 'image.cmap': 'viridis'}
 

@@ -71,7 +71,7 @@ class Rect(SurrogateFunction):
     "A box around the threshold | 阈值附近的方块"
     alpha, primitive_function, gradient = 1., staticmethod(_rect), staticmethod(_rect_grad)
 
-Rectangular = Rect
+Rectangular = Rect # by its other name | 它的另一个名字
 
 # %% ../nbs/01_surrogate.ipynb #476ffb35
 def _quadratic(x, alpha):
@@ -94,7 +94,7 @@ class PiecewiseExp(SurrogateFunction):
     alpha, primitive_function, gradient = 1., staticmethod(_hat), staticmethod(_hat_grad)
 
 # %% ../nbs/01_surrogate.ipynb #c6ae869c
-root_pi = math.sqrt(math.pi)
+root_pi = math.sqrt(math.pi) # the root of π | π 的平方根
 def _erf(x, alpha): return (1 + (alpha * x).erf()) / 2
 def _erf_grad(x, alpha): return alpha / root_pi * exp(-(alpha * x) * (alpha * x))
 
@@ -113,7 +113,7 @@ class Sigmoid(SurrogateFunction):
     alpha, primitive_function, gradient = 4., staticmethod(_sigmoid), staticmethod(_sigmoid_grad)
 
 # %% ../nbs/01_surrogate.ipynb #8d644728
-pi = math.pi
+pi = math.pi # under a bare name, as the kernels want it | 不带前缀的名字，供内核使用
 def _atan(x, alpha): return (pi / 2 * alpha * x).atan() / pi + 1 / 2
 def _atan_grad(x, alpha):
     z = pi / 2 * alpha * x
@@ -233,10 +233,10 @@ class S2NN(MultiArgsSurrogateFunctionBase):
 
 # %% ../nbs/01_surrogate.ipynb #18df345b
 _form = lambda cls: SimpleNamespace(apply=cls.spiking_function) # `sigmoid.apply(x, 4.)`
-rect, piecewise_quadratic, piecewise_exp, erf = map(_form, (Rect, PiecewiseQuadratic, PiecewiseExp, Erf))
-sigmoid, atan, soft_sign, super_spike = map(_form, (Sigmoid, ATan, SoftSign, SuperSpike))
-nonzero_sign_log_abs, q_pseudo_spike = map(_form, (NonzeroSignLogAbs, QPseudoSpike))
-piecewise_leaky_relu, leaky_k_relu, s2nn = map(_form, (PiecewiseLeakyReLU, LeakyKReLU, S2NN))
+rect, piecewise_quadratic, piecewise_exp, erf = map(_form, (Rect, PiecewiseQuadratic, PiecewiseExp, Erf)) # forms of functions | 函数形式
+sigmoid, atan, soft_sign, super_spike = map(_form, (Sigmoid, ATan, SoftSign, SuperSpike)) # likewise | 同上
+nonzero_sign_log_abs, q_pseudo_spike = map(_form, (NonzeroSignLogAbs, QPseudoSpike)) # likewise | 同上
+piecewise_leaky_relu, leaky_k_relu, s2nn = map(_form, (PiecewiseLeakyReLU, LeakyKReLU, S2NN)) # likewise | 同上
 
 # %% ../nbs/01_surrogate.ipynb #e0a03051
 SurrogateFunctionBase = SurrogateFunction # the base by its other name | 基类的另一个名字

@@ -108,9 +108,13 @@ def swapped(old, new):
     ('docments', 'by: int,          # how', 'by,          # how'),
     ('comment pairs', '# the sum of both | 两者之和', '# the sum of both'),
     ('comment pairs', '# the sum of both | 两者之和', '# 两者之和'),
-    ('imports alone', '#| exports\nimport math', '#| exports\nimport math\nx = 1'),
+    ('imports alone', '#| exports\nimport math', '#| exports\nimport math\n_x = 1'),
     ('imports alone', 'print(1)', 'def f():\n    import math'),
-    ('shows source', '#| exports\nimport math', '#| export\nx = 1'),
+    ('shows source', '#| exports\nimport math', '#| export\n_x = 1'),
+    ('values', '#| exports\nimport math', '#| exports\nx = 1'),
+    ('values', '#| exports\nimport math', '#| exports\nx, (y, z) = 1, (2, 3) # three'),
+    ('mathematics', '$$v$$', '$$v$'),
+    ('mathematics', '$$v$$', '\\\\[v\\\\]'),
     ('manners', 'print(1)', '!pip list'),
     ('manners', 'print(1)', 'nbdev_export()'),
     ('no places', 'print(1)', 'print("' + '/ro' + 'ot/x")'),
@@ -201,8 +205,9 @@ def test_a_notebook_is_a_test_under_its_own_name(small_repo):
 def sound(tmp_path_factory):
     text = 'The [level](#level) is $v$, see [first](index.ipynb).\n\n<!-- zh -->\n\n[水位](#level)是 $v$，见[第一页](index.ipynb)。'
     d = site.try_site(tmp_path_factory.mktemp('site'), cell('## Level | 水位', 'markdown'), cell(text, 'markdown'),
-                      cell('#| exports\ndef f(): "F | 函"'), cell('plt.plot([1])', outputs=drawn()), cell('x = 1 # one thing | 一件事'))
+                      cell('#| exports\ndef f(): "F | 函"'), cell('#| exports\nA = 1 # one | 一'), cell('plt.plot([1])', outputs=drawn()), cell('x = 1 # one thing | 一件事'))
     write_text('d = {"syms": {"snnbook.a": {"snnbook.a.f": ("a.html#f", "snnbook/a.py"), "snnbook.a._hidden": ("a.html#_hidden", "snnbook/a.py")}}}\n', d/'snnbook'/'_modidx.py')
+    write_text('A = 1\n', d/'snnbook'/'a.py')
     assert check.check_site(d) == []
     return d
 
@@ -210,6 +215,9 @@ def sound(tmp_path_factory):
     ('documented', 'snnbook/_modidx.py', 'snnbook.a.f', 'snnbook.a.g'),
     ('documented', 'snnbook/_modidx.py', 'a.html#f', 'b.html#f'),
     ('documented', 'zh/00_a.ipynb', '](#f){.api}', '](#f)'),
+    ('documented', 'snnbook/a.py', 'A = 1', 'B = 1'),
+    ('mathematics', 'zh/00_a.ipynb', '$v$', '$ v$'),
+    ('mathematics', 'en/00_a.ipynb', '$v$', '$v'),
     ('pandoc', 'zh/00_a.ipynb', '$v$', '$\\\\frac{v$'),
     ('pandoc', 'en/00_a.ipynb', 'The [', '::: {.note}\\n\\nThe ['),
     ('fences', 'en/00_a.ipynb', 'The [', 'Here ::: The ['),
@@ -219,6 +227,7 @@ def sound(tmp_path_factory):
     ('one anchor', 'BOTH', ' is $v$, see|是 $v$，见', ' [x](#水)[]{#水}| [x](#水)[]{#水}'),
     ('one language', 'zh/00_a.ipynb', '[水位]', 'The level stands above the threshold now.\\n\\n[水位]'),
     ('one language', 'en/00_a.ipynb', 'The [', '水位 The ['),
+    ('one language', 'en/00_a.ipynb', '[level]', '[水位]'),
     ('one language', 'en/00_a.ipynb', 'The [', '<!-- zh -->\\n\\nThe ['),
     ('one language', 'en/00_a.ipynb', '# one thing', '# one thing | 一件事'),
     ('one language', 'zh/00_a.ipynb', '导出的源码', 'Exported source'),
@@ -271,7 +280,7 @@ def test_quarto_renders_the_site(tmp_path):
     write_text('', d/'nbs'/'styles.css')
     subprocess.run([quarto, 'render'], cwd=d, check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert (d/'_docs'/'zh'/'index.html').exists() and (d/'_docs'/'index.html').exists()
-    assert [str(e) for e in check.check_rendered(d/'_docs')] == []
+    assert [str(e) for e in check.check_rendered(d/'_docs', d)] == []
 
 def test_building_twice_gives_the_same_bytes(tmp_path):
     def pages(): return {p.relative_to(tmp_path): p.read_bytes() for lang in ('en', 'zh') for p in (tmp_path/lang).rglob('*') if p.is_file()}

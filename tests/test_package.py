@@ -65,7 +65,7 @@ def installed(dist, tmp_path_factory):
     env = tmp_path_factory.mktemp('env')/'venv'
     python('-m', 'venv', '--without-pip', str(env))
     exe = env/('Scripts' if sys.platform == 'win32' else 'bin')/'python'
-    site = json.loads(subprocess.run([exe, '-c', 'import json, site; print(json.dumps(site.getsitepackages()))'], capture_output=True, text=True, check=True).stdout)[-1]
+    site = subprocess.run([exe, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True, check=True).stdout.strip()
     lent = [p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))]
     Path(site, 'lent.pth').write_text('\n'.join(lent))    # a path file in a lent folder is not read, so an editable install does not come along
     python('-m', 'pip', '--python', str(exe), 'install', '-q', '--no-deps', '--no-index', '--ignore-installed', str(next(dist.glob('*.whl'))))

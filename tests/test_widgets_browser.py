@@ -305,11 +305,11 @@ def walk(page, out, name, lang, frames):
 @pytest.mark.parametrize('lang', ['en', 'zh'])
 def test_a_published_chapter_needs_no_network(browser, tmp_path, lang):
     "What the site puts on the page: HTML that Quarto hands on as it is"
-    from snnbook.book.site import with_sliders
+    from snnbook.book.site import moving, with_sliders
     path = ROOT/'nbs/widgets/05_stdp.ipynb'
     nb = read_nb(path); body = json.loads(json.dumps(nb))
     for c in body['cells']: c['id'] += '-0' # as the localizer names the cells of a page
-    body = with_sliders(body, nb, lang, path)
+    body = with_sliders(body, moving(nb, path), lang)
     assert 'widgets' not in body['metadata']
     text = '<!doctype html><meta charset="utf-8">' + ''.join(''.join(o['data'].get('text/html', '')) for c in body['cells'] for o in c.get('outputs', []) if 'data' in o)
     (tmp_path/'page.html').write_text(text, encoding='utf-8')

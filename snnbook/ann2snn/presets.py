@@ -193,7 +193,7 @@ def multi(T: int, # number of steps | 步数
     "Spikes of a sign and an exponent | 带符号和指数的脉冲"
     return [Parts('multi', DeltaCode(_halving), partial(MultiThresholdIF, sizes=10), 'max')]
 
-PRESETS = {'binary': binary, 'signed': signed, 'annealed': annealed, 'multi': multi, 'auto': lambda T: annealed(T, (.5, .6, .7)) + multi(T)}
+PRESETS = {'binary': binary, 'signed': signed, 'annealed': annealed, 'multi': multi, 'auto': lambda T: annealed(T, (.5, .6, .7)) + multi(T)} # the plans that each name tries, given T | 每个名字在给定 T 时尝试的方案
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #28b71026
 @torch.no_grad()

@@ -6,7 +6,7 @@
 __all__ = ['PAGE_RULES', 'markdown', 'html', 'Page', 'check_site', 'Rendered', 'check_rendered']
 
 # %% ../../nbs/book/07_check.ipynb #d237b719
-import os, re, runpy, subprocess
+import ast, os, re, runpy, subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from ..base import need
 from .lang import CJK, LANGS, MARK, comments, pair
-from .lint import Problem
+from .lint import Problem, values
 from .notebook import cell, directives, find_root, read_nb, write_nb, write_text
 from .site import try_site
 
@@ -60,7 +60,7 @@ class Page:
         self.ids = [t['id'] for t in self.html.find_all(id=True)] if self.html else []
 
 # %% ../../nbs/book/07_check.ipynb #0f59c970
-PAGE_RULES = {}
+PAGE_RULES = {} # the rules for one page, by name | 单页的规则，按名字
 def _rule(f): PAGE_RULES[f.__name__.strip('_').replace('_', ' ')] = f; return f
 
 @_rule
@@ -109,11 +109,18 @@ def _one_language(p):
     for text in _blocks(p):
         words = re.findall('[A-Za-z]{3,}', re.sub(r'https?://\S+', '', text))
         if p.lang == 'zh' and not re.search(CJK, text) and len(words) > 4: yield f"English on a Chinese page: {text[:60]!r}"
+    for a in p.html.find_all('a') if p.html and p.lang == 'en' else (): # a title may be English on a Chinese page, not the other way round | 中文页上的标题可以是英文，反之不可
+        if re.search(CJK, said := ''.join(map(_text, a.children))): yield f"Chinese on an English page: {said[:60]!r}"
     for c in p.nb['cells']:
         s = directives(c).get('code-summary', '')
         if s and bool(re.search(CJK, s)) != (p.lang == 'zh'): yield f"a summary in the wrong language: {s}"
 
 # %% ../../nbs/book/07_check.ipynb #99e8afb6
+@_rule
+def _mathematics(p):
+    for text in _blocks(p) if not getattr(p, 'warnings', '') else (): # a formula that pandoc could not read is its to report | pandoc 读不懂的公式由它来报告
+        if '$' in text: yield f"a formula was not rendered: {text[max(text.find('$') - 30, 0):][:60]!r}"
+
 @_rule
 def _images(p):
     for t in p.html.find_all('img') if p.html else ():
@@ -151,9 +158,11 @@ def _twins(pages):
         if not twin: yield name, 'twins', "in one language only"
         elif missing := sorted(set(p.ids) - set(twin.ids)): yield name, 'twins', f"anchors that the other language lacks: {missing[:3]}"
 
+def _output(n, p): return str(Path(n).parent/p.front.get('output-file', '')) # the rendered page | 渲染后的页面
+
 def _links(pages):
-    out = {str(Path(n).parent/p.front.get('output-file', '')): n for n, p in pages.items()}
-    for page, n in Counter(str(Path(n).parent/p.front.get('output-file', '')) for n, p in pages.items()).items():
+    out = {_output(n, p): n for n, p in pages.items()}
+    for page, n in Counter(_output(n, p) for n, p in pages.items()).items():
         if n > 1: yield page, 'links', f"{n} chapters write this page"
     for name, p in pages.items():
         other = [o['href'] for o in p.front.get('other-links', [])]
@@ -168,18 +177,21 @@ def _links(pages):
             elif pages[target].lang != p.lang and u not in other: yield name, 'links', f"a link into the other language: {u}"
 
 # %% ../../nbs/book/07_check.ipynb #3ee7a862
-def _documented(root, pages):
+def _public(root): # module, name and page of all that a reader may use | 读者可用的一切：模块、名字与页面
     if not (index := root/'snnbook'/'_modidx.py').exists(): return
-    syms, html_of = runpy.run_path(str(index))['d']['syms'], {(p.lang, str(Path(n).parent/p.front.get('output-file', ''))[3:]): p for n, p in pages.items()}
+    for module, names in runpy.run_path(str(index))['d']['syms'].items():
+        places = [(full.removeprefix(module + '.'), address.partition('#')[0], root/file) for full, (address, file) in names.items()]
+        yield from ((module, name, page) for name, page, _ in places if not re.search(r'(^|\.)_', name))
+        for _, page, file in places[:1]:
+            if file.is_file(): yield from ((module, name, page) for name, _ in values(ast.parse(file.read_text(encoding='utf-8')).body))
+
+def _documented(root, pages, output):
+    at = {(p.lang, output(n, p)[3:]): p for n, p in pages.items()}
     entries = {n: Counter(a.get_text().partition('(')[0] for a in p.html.find_all('a', class_='api')) if p.html else {} for n, p in pages.items()}
-    for module, names in syms.items():
-        public = [(full.removeprefix(module + '.'), address.partition('#')[0]) for full, (address, _) in names.items()]
-        for name, page in public:
-            if re.search(r'(^|\.)_', name): continue
-            for lang in LANGS:
-                p = html_of.get((lang, page))
-                if p is None: yield f'{lang}/{page}', 'documented', f"{module}.{name} has no page"
-                elif (n := entries[p.name][name]) != 1: yield p.name, 'documented', f"{module}.{name} has {n} entries in the reference, instead of one"
+    for (module, name, page), lang in ((x, lang) for x in _public(root) for lang in LANGS):
+        p = at.get((lang, page))
+        if p is None: yield f'{lang}/{page}', 'documented', f"{module}.{name} has no page"
+        elif (n := entries[p.name][name]) != 1: yield p.name, 'documented', f"{module}.{name} has {n} entries in the reference, instead of one"
 
 # %% ../../nbs/book/07_check.ipynb #efc41fcd
 def check_site(
@@ -192,7 +204,7 @@ def check_site(
     found = [] if names else [Problem('_quarto.yml', 'menus', "there are no pages: snnbook book build")]
     with ThreadPoolExecutor() as pool: pages = dict(zip(names, pool.map(lambda n: Page(root, n), names)))
     for n, p in pages.items(): found += [Problem(n, rule, m) for rule, f in PAGE_RULES.items() for m in f(p)]
-    return found + [Problem(*x) for x in (*_menus(cfg, names), *_twins(pages), *_links(pages), *_documented(root, pages))]
+    return found + [Problem(*x) for x in (*_menus(cfg, names), *_twins(pages), *_links(pages), *_documented(root, pages, _output))]
 
 # %% ../../nbs/book/07_check.ipynb #ad37690e
 class Rendered:
@@ -208,10 +220,12 @@ class Rendered:
         self.ids = [t['id'] for t in whole.find_all(id=True) if not re.match('quarto|nav|TOC|toc|fn', t['id'])]
         self.says, self.title = (whole.html or {}).get('lang', ''), whole.title.get_text().strip() if whole.title else ''
         self.hrefs = [a['href'] for a in whole.find_all('a', href=True)]
+        self.menu = [a['href'] for a in whole.select('#quarto-sidebar a[href]')]
 
 # %% ../../nbs/book/07_check.ipynb #83a9d635
 def check_rendered(
-    folder: str|Path, # of the rendered site | 渲染后网站的文件夹
+    folder: str|Path,      # of the rendered site | 渲染后网站的文件夹
+    root: str|Path = None, # root of the repository; without it no name needs an entry | 仓库根目录；不给则不要求名字有文档
 ) -> list[Problem]: # all that was found | 发现的所有问题
     "Check the pages that Quarto has made | 检查 Quarto 生成的页面"
     folder, found = Path(folder), []
@@ -222,12 +236,13 @@ def check_rendered(
         twin = f'{LANGS[1 - LANGS.index(p.lang)]}{name[2:]}'
         if twin not in pages: found.append(Problem(name, 'twins', "in one language only"))
         elif missing := sorted(i for i in set(p.ids) - set(pages[twin].ids) if not re.match(r'cell-|cb\d|[0-9a-f]{8}', i)): found.append(Problem(name, 'twins', f"anchors that the other language lacks: {missing[:3]}"))
-        if any(re.search(r'(?<!\\)\$[^$\n]*\\[a-z]+', t) for t in _blocks(p)): found.append(Problem(name, 'mathematics', "a formula was not rendered"))
-        for rule in ('one anchor', 'fences', 'one language', 'images'): found += [Problem(name, rule, m) for m in PAGE_RULES[rule](p)]
+        for rule in ('one anchor', 'fences', 'one language', 'mathematics', 'images'): found += [Problem(name, rule, m) for m in PAGE_RULES[rule](p)]
         for u in p.hrefs:
             page, _, anchor = u.partition('#')
             if re.match(r'\w+:|//', u) or not u: continue
             target = os.path.normpath(Path(name).parent/page) if page else name
             if target not in pages: found += [] if (folder/target).exists() else [Problem(name, 'links', f"dead link: {u}")]
             elif anchor and anchor not in pages[target].ids and f'id="{anchor}"' not in pages[target].source: found.append(Problem(name, 'links', f"dead anchor: {u}"))
-    return found
+    reached = {os.path.normpath(Path(n).parent/u.partition('#')[0]) for n, p in pages.items() for u in p.menu}
+    found += [Problem(n, 'menus', "in no sidebar") for n in pages if n not in reached]
+    return found + [Problem(*x) for x in (_documented(Path(root), pages, lambda n, p: n) if root else ())]

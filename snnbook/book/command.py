@@ -40,10 +40,11 @@ def _home(a): _room('site').write_home(find_root())
 def _check(a):
     root = find_root()
     if not a.built: _room('site').build(root)
-    return [*_room('lint').lint(), *_room('sync').stale(root), *_room('check').check_site(root)]
+    found = [*_room('lint').lint(), *_room('sync').stale(root), *_room('check').check_site(root)]
+    return found + (_room('check').check_rendered(root/'_docs', root) if a.rendered else [])
 
 # %% ../../nbs/book/08_command.ipynb #85856d79
-ACTIONS = {
+ACTIONS = { # what `snnbook book` can do | `snnbook book` 能做的事
     'lint': (_lint, "check how chapters are written | 检查各章的写法"),
     'run': (_run, "run chapters afresh and keep their outputs | 重新运行各章并保存输出"),
     'clean': (_clean, "remove what an editor or a run left behind | 去掉编辑器与运行的痕迹"),
@@ -67,6 +68,7 @@ def main(
         if name == 'run': q.add_argument('--flags', default='slow', help="run cells with these flags too (default: slow) | 还要运行带这些标志的单元格（默认 slow）")
         if name == 'build': q.add_argument('--move', action='store_true', help="run the explorers, so that their sliders work on the pages | 运行交互探索，让滑块在页面上可用")
         if name == 'build': q.add_argument('--force', action='store_true', help="build every page anew | 重新生成每一页")
+        if name == 'check': q.add_argument('--rendered', action='store_true', help="look at the pages of quarto in _docs, too | 也检查 _docs 里 quarto 的页面")
         if name == 'check': q.add_argument('--built', action='store_true', help="the pages have been built already | 页面已经生成")
     a = p.parse_args(argv)
     found = ACTIONS[a.action][0](a) or []

@@ -10,8 +10,8 @@ import ast, copy, io, re, tokenize
 from .notebook import cell, directives, notebook, tree
 
 # %% ../../nbs/book/01_lang.ipynb #ef8eed16
-LANGS = 'en', 'zh'
-CJK = r'[\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef]'
+LANGS = 'en', 'zh' # the languages of the book | 书的两种语言
+CJK = r'[\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef]' # a Chinese character, or Chinese punctuation | 汉字或中文标点
 
 def pair(
     text: str, # one line | 一行文字
@@ -30,7 +30,7 @@ def pick(
     return p[LANGS.index(lang)] if p else text
 
 # %% ../../nbs/book/01_lang.ipynb #24151e01
-MARK = re.compile(r'^<!--\s*zh\s*-->[ \t]*$', re.M)
+MARK = re.compile(r'^<!--\s*zh\s*-->[ \t]*$', re.M) # where the Chinese begins | 中文从这里开始
 
 def split_md(
     src: str, # source of a markdown cell | markdown 单元格的源码

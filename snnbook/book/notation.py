@@ -55,7 +55,7 @@ def formulas(
 def _base(symbol): return symbol.partition('[')[0] # without a running index | 去掉变动的指标
 
 # %% ../../nbs/book/11_notation.ipynb #ae51fdda
-HOME = 'nbs/reference/00_notation.ipynb'
+HOME = 'nbs/reference/00_notation.ipynb' # where the tables stand | 各表的所在
 
 class Notation(NamedTuple):
     "What the page of symbols and words says | 符号与术语一页所说的内容"

@@ -60,7 +60,7 @@ def malformed(
         if 'url' in f and not re.fullmatch(r'https://[^\s<>]+', f['url']): yield f"{key}: {f['url']!r} is not an address"
 
 # %% ../../nbs/book/10_papers.ipynb #944810bf
-PAGE = 'reference/01_papers.ipynb'
+PAGE = 'reference/01_papers.ipynb' # where the list of papers stands | 论文列表的所在
 _LINK = re.compile(r'\[([^\]\n]*)\]\(((?:[^()\n]|\([^()\n]*\))*)\)')
 _NO_WORDS = re.compile(r'^```.*?^```|`[^`\n]+`|\$\$.*?\$\$|(?<!\\)\$[^$\n]+\$', re.S|re.M)    # code and formulas | 代码与公式
 _plain = lambda s: s.lower().translate(str.maketrans('éüöäăç', 'euoaac'))

@@ -14,7 +14,7 @@ from .lang import LANGS, localize
 from .notebook import cell, directives, find_root, notebook, read_nb, write_nb, write_text
 
 # %% ../../nbs/book/04_readme.ipynb #d3eabeb7
-PAGES = {'index.ipynb': 'README', 'book/20_contributing.ipynb': '.github/CONTRIBUTING', 'book/21_changelog.ipynb': '.github/CHANGELOG'}
+PAGES = {'index.ipynb': 'README', 'book/20_contributing.ipynb': '.github/CONTRIBUTING', 'book/21_changelog.ipynb': '.github/CHANGELOG'} # chapters that are files, too | 同时也是文件的章
 
 def file_name(
     page: str, # a chapter of `PAGES` | `PAGES` 中的一章

@@ -13,7 +13,7 @@ from ..base import SnnError, need
 from .notebook import cell, clean, directives, find_root, notebook, read_nb, write_nb
 
 # %% ../../nbs/book/03_run.ipynb #51e4496f
-FLAGS = 'notest', 'slow', 'gpu'
+FLAGS = 'notest', 'slow', 'gpu' # of cells that wait to be asked | 有要求才运行的单元格
 
 def runs(
     c: dict,                 # a cell | 单元格

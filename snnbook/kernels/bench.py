@@ -93,7 +93,7 @@ class _Compiled(nn.Module): # the loop through `torch.compile`, for one shape | 
     def forward(self, x_seq): return self.run(x_seq)
 
 _plain_lif = lambda make: lambda cls, **kw: make() if cls == 'LIFNode' and not kw else None
-peers = {'spikingjelly': _spikingjelly, 'snntorch': _plain_lif(_SnnTorch), 'norse': _plain_lif(_Norse)}
+peers = {'spikingjelly': _spikingjelly, 'snntorch': _plain_lif(_SnnTorch), 'norse': _plain_lif(_Norse)} # each makes a neuron of another library | 各自造出别的库的神经元
 
 def _there(name): return importlib.util.find_spec(name) is not None
 
@@ -231,7 +231,7 @@ def _gpu(smoke):
         def train(node=node): node.reset(); node(x).backward(x.detach())
         print(f'| {name} | {do_bench(_forward(node, x)):.3f} | {do_bench(train):.3f} |')
 
-suites = dict(neurons=_neurons, overhead=_overhead, networks=_networks, conversion=_conversion, memory=_memory)
+suites = dict(neurons=_neurons, overhead=_overhead, networks=_networks, conversion=_conversion, memory=_memory) # what can be measured | 可以测量的内容
 
 # %% ../../nbs/kernels/07_bench.ipynb #4394e64d
 def measure(

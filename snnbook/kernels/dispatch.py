@@ -61,7 +61,7 @@ def _unfit_here(x_seq, charge, surrogate): # why this is not the moment for a ke
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #a2a78a1f
 engines = {'cpu': 'numba', 'cuda': 'triton'} # the kernel for each kind of device | 各种设备所用的内核
-backends = 'auto', 'torch', 'numba', 'triton', 'numba_cuda'
+backends = 'auto', 'torch', 'numba', 'triton', 'numba_cuda' # what the argument `backend` may be | 参数 `backend` 可取的值
 _broken = {} # kernels that failed to compile, with the reason | 编译失败的内核及原因
 
 @functools.cache
@@ -106,15 +106,16 @@ def _weave(charge, pattern, tensors, numbers): # memories and constants: 't' tak
     return inputs[:m], inputs[m:]
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #15366efa
-@torch.library.custom_op('snnbook::steps', mutates_args=())
-def _steps(engine: str, charge: str, kind: str, alpha: float, soft: bool, detach: bool, v_seq: bool, pattern: str,
-           x_seq: Tensor, tensors: list[Tensor], numbers: list[float]) -> list[Tensor]:
+_how = 'str engine, str charge, str kind, float alpha, bool soft, bool detach, bool v_seq, str pattern'
+_with = 'Tensor x_seq, Tensor[] tensors, float[] numbers' # said in words, since PyTorch 2.6 reads no `list[Tensor]` | 用文字写明，因为 PyTorch 2.6 读不懂 `list[Tensor]`
+
+@torch.library.custom_op('snnbook::steps', mutates_args=(), schema=f'({_how}, {_with}) -> Tensor[]')
+def _steps(engine, charge, kind, alpha, soft, detach, v_seq, pattern, x_seq, tensors, numbers):
     z, constants = _weave(_find(charge), pattern, tensors, numbers)
     return list(_engine(engine).run((_find(charge), _find(kind), alpha, soft, detach), v_seq, x_seq, z, constants)[0])
 
-@torch.library.custom_op('snnbook::steps_back', mutates_args=())
-def _steps_back(engine: str, charge: str, kind: str, alpha: float, soft: bool, detach: bool, v_seq: bool, pattern: str, needs: list[bool],
-                grads: list[Tensor], x_seq: Tensor, tensors: list[Tensor], numbers: list[float]) -> list[Tensor]:
+@torch.library.custom_op('snnbook::steps_back', mutates_args=(), schema=f'({_how}, bool[] needs, Tensor[] grads, {_with}) -> Tensor[]')
+def _steps_back(engine, charge, kind, alpha, soft, detach, v_seq, pattern, needs, grads, x_seq, tensors, numbers):
     z, constants = _weave(_find(charge), pattern, tensors, numbers)
     out = _engine(engine).back((_find(charge), _find(kind), alpha, soft, detach), v_seq, grads, x_seq, z, constants, [True, *needs])
     return [o for o in out if o is not None]

@@ -36,7 +36,7 @@ _conv = dict(input_shape='s', weight='a', stride='i=1', padding='p', dilation='i
 _pool = dict(kernel_size='i', stride='i', padding='i=0')
 _lif, _cuba = dict(tau='a', r='a', v_leak='a'), dict(tau_syn='a', tau_mem='a', r='a', v_leak='a', w_in='v')
 _fire = dict(v_threshold='a', v_reset='v')
-TYPES = {
+TYPES = { # each type of node, its fields and their kinds | 每种节点、它的字段与字段的种类
     'Input': dict(shape='s'), 'Output': dict(shape='s'),
     'Linear': dict(weight='a'), 'Affine': dict(weight='a', bias='a'), 'Scale': dict(scale='a'),
     'Conv1d': _conv, 'Conv2d': _conv, 'SumPool2d': _pool, 'AvgPool2d': _pool,
@@ -45,8 +45,8 @@ TYPES = {
     'I': dict(r='a'), 'IF': dict(r='a', **_fire), 'LI': _lif, 'LIF': dict(**_lif, **_fire),
     'CubaLI': _cuba, 'CubaLIF': dict(**_cuba, **_fire), 'NIRGraph': dict(nodes='', edges=''),
 }
-NEURONS = 'I', 'IF', 'LI', 'LIF', 'CubaLI', 'CubaLIF'
-STATEFUL = (*NEURONS, 'Delay')
+NEURONS = 'I', 'IF', 'LI', 'LIF', 'CubaLI', 'CubaLIF' # nodes with a potential | 有电位的节点
+STATEFUL = (*NEURONS, 'Delay') # nodes with a memory | 有记忆的节点
 
 # %% ../../nbs/nir_exchange/01_read.ipynb #bb7a262e
 def _array(value, where): # numbers as a float array | 数字转为浮点数组

@@ -51,7 +51,7 @@ class Conventions:
     def __str__(self): return ', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in dataclasses.fields(self))
 
 # %% ../../nbs/nir_exchange/00_time.ipynb #6946aee7
-PEERS = {
+PEERS = { # where a simulator departs from our own conventions | 各模拟器与我们的约定不同之处
     'norse':        dict(feedback='zero', start='leak'),
     'snntorch':     dict(),
     'spikingjelly': dict(if_rule='ode', feedback='zero', start='reset', fire='>='),

@@ -92,7 +92,7 @@ class Writer:
         return Signal([name], signal.shape if isinstance(node, Graph) or node.type == '_norm' else _through(node, signal.shape))
 
 # %% ../../nbs/nir_exchange/05_export.ipynb #d73ed6a0
-RULES: dict[type, Callable] = {}
+RULES: dict[type, Callable] = {} # what writes a module of each type | 每种模块由什么写出
 
 def rule(
     *types: type, # classes of layers; `None` is passed over | 层的类；`None` 会被忽略

@@ -212,7 +212,7 @@ def _start(runs, node, dt, method): # an input that makes the node fire | 让节
     return 1.
 
 STEPS = [m * 10.**e for e in range(-5, 0) for m in (1, 2, 5)][:-2] # seconds | 秒
-STRENGTHS = [m * 10.**e for e in range(-2, 4) for m in (1, 2, 5)]
+STRENGTHS = [m * 10.**e for e in range(-2, 4) for m in (1, 2, 5)] # values of the slider for the input | 输入滑块的取值
 
 # %% ../../nbs/widgets/06_graph.ipynb #6d2cc967
 def nir_explorer(

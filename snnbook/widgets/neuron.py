@@ -17,7 +17,7 @@ from ..neuron import BaseNode, EIFNode, IFNode, LIFNode, ParametricLIFNode, QIFN
 from .explorer import Explorer, Part, choice, slider, typed
 
 # %% ../../nbs/widgets/02_neuron.ipynb #dcda2d76
-KINDS = {'constant | 恒定': 'constant', 'pulses | 短脉冲': 'pulses', 'noise | 噪声': 'noise', 'spikes at times | 指定时刻的脉冲': 'times'}
+KINDS = {'constant | 恒定': 'constant', 'pulses | 短脉冲': 'pulses', 'noise | 噪声': 'noise', 'spikes at times | 指定时刻的脉冲': 'times'} # kinds of input | 输入的种类
 
 def drive(
     kind: str,       # `'constant'`, `'pulses'`, `'noise'` or `'times'` | `'constant'`、`'pulses'`、`'noise'` 或 `'times'`
@@ -61,7 +61,7 @@ def respond(
     return Response(x, torch.stack(h)[:, 0], s[:, 0], drives, s[:, 1:].mean(0), node)
 
 # %% ../../nbs/widgets/02_neuron.ipynb #ae260afb
-NODES = dict(IF=IFNode, LIF=LIFNode, PLIF=ParametricLIFNode, QIF=QIFNode, EIF=EIFNode)
+NODES = dict(IF=IFNode, LIF=LIFNode, PLIF=ParametricLIFNode, QIF=QIFNode, EIF=EIFNode) # neurons to choose from | 可选的神经元
 
 def _build(model, tau, theta, reset): # a neuron by name | 按名字造神经元
     kwargs = {} if model == 'IF' else {'init_tau' if model == 'PLIF' else 'tau': tau}

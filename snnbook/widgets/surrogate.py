@@ -51,7 +51,7 @@ def slope(
     return Slope(fn, u.detach(), smooth, grad, arriving(fn, **kwargs))
 
 # %% ../../nbs/widgets/03_surrogate.ipynb #c94f7012
-SURROGATES = {c.__name__: c for c in (Sigmoid, ATan, PiecewiseQuadratic, PiecewiseExp, SoftSign, SuperSpike, Erf)}
+SURROGATES = {c.__name__: c for c in (Sigmoid, ATan, PiecewiseQuadratic, PiecewiseExp, SoftSign, SuperSpike, Erf)} # surrogates to choose from | 可选的替代函数
 
 def _view(fig, r):
     ax = fig.subplots(1, 3); fig.subplots_adjust(.06, .2, .99, .95, .3)

@@ -103,7 +103,7 @@ def best(
     return float(candidates[k])
 
 # %% ../../nbs/widgets/01_threshold.ipynb #266beca9
-MODES = {'maximum | 最大值': 'max', 'percentile | 百分位数': '%', 'fraction of the maximum | 最大值的比例': 'x', 'least error at T | 在 T 处误差最小': 'mse'}
+MODES = {'maximum | 最大值': 'max', 'percentile | 百分位数': '%', 'fraction of the maximum | 最大值的比例': 'x', 'least error at T | 在 T 处误差最小': 'mse'} # ways to choose a threshold | 选阈值的办法
 
 def _quantile(d, q, high): # of all that was counted | 所有计数的分位数
     np = need('numpy')
