@@ -438,9 +438,16 @@ def test_spikingjelly_conversion():
 def test_compiled_networks_and_missing_devices_are_refused_in_words():
     net, loader = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), [torch.rand(8, 4)]
     for compiled in torch.compile(net), torch.jit.trace(net, loader[0]):
-        with pytest.raises(ConversionError, match='before it was compiled'): Converter(loader)(compiled)
+        for kw in {}, dict(preset='multi'):
+            with pytest.raises(ConversionError, match='before it was compiled'): Converter(loader, **kw)(compiled)
     if not torch.cuda.is_available():
         with pytest.raises(ConversionError, match="cannot be moved to the device 'cuda'"): Converter(loader, device='cuda')(net)
+
+
+def test_wrappers_around_a_network_are_taken_off():
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), torch.rand(8, 4)
+    for wrapped in nn.DataParallel(net), torch.optim.swa_utils.AveragedModel(net):
+        for kw in {}, dict(preset='annealed'): assert torch.equal(Converter([x], **kw)(wrapped).run(x, 4), Converter([x], **kw)(net).run(x, 4))
 
 
 def test_a_long_line_of_source_is_cut_in_messages():

@@ -197,7 +197,7 @@ def _one(self: Chunks, n, env, t, K): # the value of a node in steps t+1 .. t+K 
     if still and (n not in self.memory or isinstance(m, Once) and leaves[0].once):
         y = f(*tree_map(lambda l: l.v if isinstance(l, Still) else l, args), **tree_map(lambda l: l.v if isinstance(l, Still) else l, kwargs))
         return Still(_lay(y), leaves[0].once) if any(isinstance(x, Tensor) for x in tree_flatten(y)[0]) else y
-    if n in self.memory and isinstance(m, MemoryModule) and type(m).forward is MemoryModule.forward and len(args) == len(leaves) == 1 and not kwargs:
+    if n in self.memory and isinstance(m, MemoryModule) and type(m).forward is MemoryModule.forward and len(args) == 1 and args[0] is leaves[0] and not kwargs:
         x = leaves[0].v if isinstance(leaves[0], Steps) else leaves[0].steps(t, K)
         return Steps(m.multi_step_forward(x))
     if isinstance(m, VoltageScaler) and self._own(n): return Steps(leaves[0].v.mul_(m.scale.to(leaves[0].v.dtype) if m.scale.dim() else m.scale))

@@ -98,7 +98,7 @@ class Once(MemoryModule):
     "An affine map whose constant part enters at the first step only | 常数部分只在第一步进入的仿射映射"
     def __init__(self,
         f: Callable,               # an affine map, usually a layer | 仿射映射，通常是一层
-        slots: tuple = (0,),       # which arguments depend on the input: positions or names | 哪些参数取决于输入：位置或名字
+        slots: tuple = (0,),       # which arguments depend on the input: positions, names, or `(0, 1)` for the second in a list | 哪些参数取决于输入：位置、名字，或 `(0, 1)` 表示列表中的第二个
     ):
         super().__init__()
         self.f, self.slots = f, slots
@@ -108,7 +108,7 @@ class Once(MemoryModule):
             f.bias = None
         else: self.bias = None
     def _zero(self, args, kwargs):
-        z = lambda k, v: torch.zeros_like(v) if k in self.slots and isinstance(v, Tensor) else [z(k, u) for u in v] if k in self.slots and isinstance(v, (list, tuple)) else v
+        def z(k, v): return [z((k, i), u) for i, u in enumerate(v)] if isinstance(v, (list, tuple)) else torch.zeros_like(v) if k in self.slots and isinstance(v, Tensor) else v
         return self.f(*[z(i, a) for i, a in enumerate(args)], **{k: z(k, v) for k, v in kwargs.items()})
     def single_step_forward(self,
         *args: Any,    # as for `f`, `[N, *]` | 同 `f`，`[N, *]`

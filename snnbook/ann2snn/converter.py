@@ -75,7 +75,7 @@ def _check_preset(self: Converter, factory=None, optimizer=None): # presets are 
     if self.preset is None and not any(v is not None for v in self.own.values()) and not self.fallback: return
     from snnbook.ann2snn.presets import PRESETS
     if self.preset not in PRESETS: raise InputError(f"preset {self.preset!r} is not known, and threshold, neuron, code, post and fallback need one: {', '.join(map(repr, PRESETS))}")
-    if not isinstance(self.T, int) or self.T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {self.T!r}")
+    if not isinstance(self.T, int) or isinstance(self.T, bool) or self.T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {self.T!r}")
     if not isinstance(self.calibration, int) or self.calibration < 1: raise InputError(f"calibration must be a whole number of images, at least 1, not {self.calibration!r}")
     if factory is not None or self.momentum is not None: raise InputError("neuron_factory and momentum belong to the classic way: with a preset, "
         "choose neuron=, a class of coded neurons; all data count alike")

@@ -27,6 +27,7 @@ def twin(
     except Exception as e: raise ConversionError(
         f"{type(net).__name__} cannot be copied: {e}. A tensor with a gradient history kept as an attribute does this; legacy weight_norm does, too: "
         "use torch.nn.utils.parametrizations, or remove it with remove_weight_norm") from e
+    while isinstance(new, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)): new = new.module # a wrapper computes nothing | 外壳不做计算
     hooked = [name or type(net).__name__ for name, m in new.named_modules() if m._forward_hooks]
     if hooked: warnings.warn(f"forward hooks are not carried over to the spiking network: {', '.join(hooked)}")
     for m in new.modules():

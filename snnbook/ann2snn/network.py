@@ -19,7 +19,7 @@ from ..functional import reset_net
 from .codes import Code, Inject, Once, RateCode, _LINEAR
 from .neurons import CodedNeuron, Running
 from .chunks import Chunks
-from .operators import Method, Site, _fresh, _set, channel_axis, moving
+from .operators import Method, Site, _fresh, _set, channel_axis, paths
 from .statistics import ChannelHook, threshold_optimizer
 from .threshold import ThresholdOptimizer
 
@@ -106,10 +106,8 @@ class _Offsets(fx.Interpreter): # note which affine nodes answer to zero with so
         if n.op in ('placeholder', 'output', 'get_attr') or not n.meta.get('moving') or 'site' in n.meta: return y
         m = self.module.get_submodule(n.target) if n.op == 'call_module' else None
         if type(m) in _LINEAR: n.meta['offset'] = m.bias is not None; return y
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        slots = moving(n)
         zero = lambda a: tree_map(lambda v: torch.zeros_like(v) if isinstance(v, Tensor) else v, a)
-        y0 = getattr(self, n.op)(n.target, tuple(zero(a) if i in slots else a for i, a in enumerate(args)), {k: zero(v) if k in slots else v for k, v in kwargs.items()})
+        y0 = getattr(self, n.op)(n.target, *fx.map_arg((n.args, n.kwargs), lambda a: zero(self.env[a]) if a.meta.get('moving') else self.env[a]))
         n.meta['offset'] = any(bool((v != 0).any()) for v in (y0 if isinstance(y0, (tuple, list)) else [y0]) if isinstance(v, Tensor))
         return y
 
@@ -140,7 +138,7 @@ def build(
         if n.op == 'placeholder' and n.meta['moving'] and code.once: _swap(gm, n, _fresh(gm, 'inject'), Inject(code), (n,))
         elif site is None and code.once and n.meta.get('offset'):
             m = gm.get_submodule(n.target) if n.op == 'call_module' else Method(n.target)
-            _swap(gm, n, n.target if n.op == 'call_module' else _fresh(gm, n.name), Once(m, tuple(moving(n))))
+            _swap(gm, n, n.target if n.op == 'call_module' else _fresh(gm, n.name), Once(m, tuple(paths(n))))
         elif site is not None:
             theta = optimizer.compute_threshold(stats[n.target]) if n.target in stats else None
             if site.kind in ('relu', 'pointwise'):

@@ -114,7 +114,10 @@ class BinaryIF(CodedNeuron):
     ):
         super().__init__(v_threshold, code, f, positive)
         self.plain = f is None and not self.code.once
+        self._half()
+    def _half(self): # where the plain neuron starts | 普通神经元的起点
         if self.plain: self.set_reset_value('v', self.v_threshold / 2); self.reset()
+    def _load_from_state_dict(self, *args): super()._load_from_state_dict(*args); self._half()
     def spike(self,
         e: Tensor, # what is missing in the output, `[N, *]` | 输出还差多少，`[N, *]`
         q: Tensor, # what a spike is worth now | 此刻一个脉冲的价值
@@ -204,11 +207,13 @@ class Running(MemoryModule):
         "One step | 走一步"
         self.t += 1
         k, given = self.code.share(self.t), {**dict(enumerate(args)), **kwargs}
+        given = {**given, **{(s, i): x for s, a in given.items() if isinstance(a, (list, tuple)) for i, x in enumerate(a)}}
         for s in self.slots:
             if not isinstance(given.get(s), Tensor): continue
             if s in self.v and self.v[s].shape != given[s].shape: raise self.stale('v', self.v[s].shape, given[s].shape)
             self.v[s] = self.v[s] + given[s] if s in self.v else given[s]
         now = {**given, **{s: v / k if k != 1 else v for s, v in self.v.items()}}
+        now.update({s: [now[s, i] for i in range(len(a))] for s, a in given.items() if not isinstance(s, tuple) and isinstance(a, (list, tuple))})
         out = self.f(*[now[i] for i in range(len(args))], **{n: now[n] for n in kwargs})
         y = _held(_first(out) * k, self.y)
         d, self.y = y - self.y, y

@@ -245,8 +245,8 @@ def _tidy(gm, rules, fallback): # what does nothing goes; what nobody knows is m
 @patch
 def _by_module(self: Converter, net, rules, device, error): # the way for networks that cannot be traced | 无法追踪的网络走的路
     from snnbook.ann2snn.tree import convert_tree
-    names = tuple(n for n, p in inspect.signature(net.forward).parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
-    if 'not installed as a submodule' in str(error): raise error
+    if 'not installed as a submodule' in str(error) or 'is compiled' in str(error): raise error
+    names = tuple(n for n, p in inspect.signature(net.forward).parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD) or ('x',)
     parts = {'binary': binary, 'multi': multi}.get(self.preset, signed)(self.T)[0]
     parts = Parts(parts.name, RateCode(), self.own['neuron'] or parts.neuron, self.own['threshold'] or parts.threshold)
     feed = _feed(self.dataloader, names, device, self.progress)
