@@ -115,6 +115,7 @@ def swapped(old, new):
     ('values', '#| exports\nimport math', '#| exports\nx, (y, z) = 1, (2, 3) # three'),
     ('mathematics', '$$v$$', '$$v$'),
     ('mathematics', '$$v$$', '\\\\[v\\\\]'),
+    ('figure words', 'print(1)', '#| fig-alt: "A curve"\nprint(1)'),
     ('manners', 'print(1)', '!pip list'),
     ('manners', 'print(1)', 'nbdev_export()'),
     ('no places', 'print(1)', 'print("' + '/ro' + 'ot/x")'),

@@ -116,7 +116,7 @@ def _mathematics(src):
 
 # %% ../../nbs/book/02_lint.ipynb #5ad9b4c0
 _BONES = {'formulas': r'\$\$.*?\$\$|(?<!\\)\$[^$\n]+\$', 'code spans': r'`[^`\n]+`', 'images': r'!\[', 'links': r'(?<!!)\[[^\]]*\]\(',
-          'list items': r'^\s*(?:[-*+]|\d+\.) ', 'table rows': r'^\|', 'headings': r'^#+ ', 'code blocks': r'^```'}
+          'folds': r'</?(?:details|summary)>', 'list items': r'^\s*(?:[-*+]|\d+\.) ', 'table rows': r'^\|', 'headings': r'^#+ ', 'code blocks': r'^```'}
 
 @rule('markdown')
 def _same_bones(src):
@@ -126,6 +126,8 @@ def _same_bones(src):
         if name == 'formulas': texts = [re.sub(r'`[^`\n]+`', '', t) for t in texts]
         en, zh = (len(re.findall(pattern, t, re.S|re.M)) for t in texts)
         if en != zh: yield f"{name}: English has {en}, Chinese has {zh}"; return
+    for tag in 'details', 'summary':
+        if src.count(f'<{tag}>') != src.count(f'</{tag}>'): yield f"<{tag}> and </{tag}> do not match"
     for name, pattern in (n for n in _BONES.items() if n[0] in ('formulas', 'code spans', 'links')):
         en, zh = (Counter(_bare(m) for m in re.findall(pattern + r'[^)]*\)'*(name == 'links'), re.sub(r'`[^`\n]+`', '', t) if name == 'formulas' else t, re.S|re.M)) for t in map(_no_fences, p.values()))
         if one := next(iter((en - zh) + (zh - en)), None): yield f"{name}: {one!r} stands on one side only"
@@ -284,6 +286,10 @@ def _imports_alone(c):
     top = [isinstance(o, imports) for o in t.body]
     inside = not _exported(c) and any(isinstance(o, imports) for o in ast.walk(t))
     if (any(top) or inside) and not all(top): yield "imports belong in a cell of their own"
+
+@rule('code')
+def _figure_words(c):
+    if (alt := directives(c).get('fig-alt')) and not pair(alt.strip('"')): yield f"the words of the figure are not `English | Chinese`: {alt[:60]}"
 
 @rule('code')
 def _shows_source(c):
