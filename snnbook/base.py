@@ -67,8 +67,12 @@ def _stack(ys):
     return torch.stack(ys)
 
 def _probe(step, xs, args, kwargs):
-    with torch.no_grad(), torch.random.fork_rng(devices=[]): y = copy.deepcopy(step)(*xs, *args, **kwargs)
-    empty = lambda y: tuple(map(empty, y)) if isinstance(y, (tuple, list)) else y.new_empty((0, *y.shape))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]): y = copy.deepcopy(step)(*(x.new_zeros(x.shape[1:]) for x in xs), *args, **kwargs)
+    tied = [x.sum() for x in xs if x.requires_grad and torch.is_grad_enabled()] # an empty answer still belongs to the graph | 空的回答仍属于计算图
+    def empty(y):
+        if isinstance(y, (tuple, list)): return tuple(map(empty, y))
+        none = y.new_empty((0, *y.shape))
+        return none + sum(tied).to(y.dtype) if tied and y.is_floating_point() else none
     return empty(y)
 
 # %% ../nbs/00_base.ipynb #ccea2014
@@ -83,7 +87,7 @@ def over_time(
     if not seqs or not all(isinstance(x, Tensor) and x.dim() for x in seqs):
         raise InputTypeError(f"the input must be a tensor [T, N, *] or a tuple of them, not {type(x_seq).__name__}")
     if len({len(x) for x in seqs}) > 1: raise InputError(f"the inputs differ in their number of time steps: {[len(x) for x in seqs]}")
-    if len(seqs[0]) == 0: return _probe(step, [x.new_zeros(x.shape[1:]) for x in seqs], args, kwargs)
+    if len(seqs[0]) == 0: return _probe(step, seqs, args, kwargs)
     return _stack([step(*xs, *args, **kwargs) for xs in zip(*(x.unbind(0) for x in seqs))])
 
 # %% ../nbs/00_base.ipynb #61bc4a6b

@@ -35,9 +35,15 @@ def _checked(owner, name, value): # a number as a float, a tensor as it is, anyt
     if not (ok.all() if isinstance(ok, Tensor) else ok): raise InputError(f"{owner}: {name} must be {limit}, not {value}")
     return value
 
+def _surrogate(owner, given): # not a class instead of an instance, not a name | 不能用类代替实例，也不能是名字
+    if callable(given) and not isinstance(given, type): return given
+    was = f'the class {given.__name__}: write {given.__name__}()' if isinstance(given, type) else repr(given)
+    raise InputTypeError(f"{type(owner).__name__}: surrogate_function must be called with a tensor, as surrogate.ATan() is, not {was}")
+
 def _yes_no(owner, name, value): # a threshold that landed here by its position would pass for true | 按位置误放到这里的阈值会被当作真
     if isinstance(value, bool): return value
-    raise InputTypeError(f"{type(owner).__name__}: {name} must be True or False, not {value!r}. It stands before v_threshold: name the arguments")
+    hint = '. It stands before v_threshold: name the arguments' if name == 'decay_input' else ''
+    raise InputTypeError(f"{type(owner).__name__}: {name} must be True or False, not {value!r}{hint}")
 
 # %% ../nbs/03_neuron.ipynb #c1c4ea1d
 class BaseNode(MemoryModule):
@@ -52,9 +58,9 @@ class BaseNode(MemoryModule):
         store_v_seq: bool = False,             # keep the potential after each step in `v_seq` | 在 `v_seq` 中保存每步之后的电位
     ):
         super().__init__()
-        self.v_threshold, self.v_reset, self.detach_reset = v_threshold, v_reset, detach_reset
-        self.surrogate_function = Sigmoid() if surrogate_function is None else surrogate_function
-        self.step_mode, self.backend, self.store_v_seq = step_mode, backend, store_v_seq
+        self.v_threshold, self.v_reset, self.detach_reset = v_threshold, v_reset, _yes_no(self, 'detach_reset', detach_reset)
+        self.surrogate_function = Sigmoid() if surrogate_function is None else _surrogate(self, surrogate_function)
+        self.step_mode, self.backend, self.store_v_seq = step_mode, backend, _yes_no(self, 'store_v_seq', store_v_seq)
         self.register_memory('v', self._rest.detach() if isinstance(self._rest, Tensor) else self._rest)
         self.register_memory('v_seq', None)
     def __setattr__(self, name, value):
@@ -111,18 +117,34 @@ def neuronal_reset(self: BaseNode,
     self._keep(_settle(*self._reads(), self._held(), spike, self.v_threshold, self.v_reset, self.detach_reset))
 
 # %% ../nbs/03_neuron.ipynb #931c007a
-BaseNode._z = ('v',)
+BaseNode.equation_memories = ('v',)
 
 @patch
-def _held(self: BaseNode): return (self.v,) if len(self._z) == 1 else tuple(getattr(self, n) for n in self._z)
+def _held(self: BaseNode): return (self.v,) if len(self.equation_memories) == 1 else tuple(getattr(self, n) for n in self.equation_memories)
 @patch
 def _keep(self: BaseNode, values):
-    for n, value in zip(self._z, values if isinstance(values, tuple) else (values,)): setattr(self, n, value)
+    values = values if isinstance(values, tuple) else (values,)
+    if len(values) != len(self.equation_memories): raise InputError(f"{where_is(self)}: its equation has the memories {self.equation_memories}, but gives {len(values)}")
+    for n, value in zip(self.equation_memories, values): setattr(self, n, value)
 @patch
 def _reads(self: BaseNode): return (None, ()) if type(self).equation is BaseNode.equation else self.equation()
 
 @patch
 def _memory_type(self: BaseNode, dtype): return state_type(dtype) # never half | 绝不用半精度
+
+def _numbers(node, x): # spikes may come as true and false, or as whole numbers | 脉冲可以是真假值，也可以是整数
+    if not isinstance(x, Tensor):
+        if type(x).__module__.startswith('torch.fx'): return x # the stand-in of a tracer | 追踪器的替身
+        raise InputTypeError(f"{where_is(node)}: the input must be a tensor, [N, *] or [T, N, *], not {type(x).__name__}")
+    if x.is_complex() or x.layout != torch.strided: raise InputTypeError(f"{where_is(node)}: the input must be a dense tensor of real numbers, not {x.dtype}, {x.layout}")
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+def _v_seq(self):
+    if 'v_seq' not in vars(self): raise AttributeError('v_seq')
+    if type(kept := vars(self)['v_seq']) is list: self.v_seq = kept = torch.cat(kept) # put together when somebody looks | 有人来看时才拼起来
+    return kept
+def _set_v_seq(self, value): vars(self)['v_seq'] = value
+BaseNode.v_seq = property(_v_seq, _set_v_seq, doc="Potential after each step, `[T, N, *]`, with `store_v_seq` | 每步之后的电位，`[T, N, *]`，需设 `store_v_seq`")
 
 @patch
 def ready(self: BaseNode,
@@ -140,6 +162,7 @@ def single_step_forward(self: BaseNode,
     x: Tensor, # input, `[N, *]` | 输入，`[N, *]`
 ) -> Tensor: # spikes, `[N, *]` | 脉冲，`[N, *]`
     "Charge, fire, reset | 充电、发放、复位"
+    if type(x) is not Tensor or not x.is_floating_point(): x = _numbers(self, x)
     if self._parameters or self._buffers: _check_constants(self, x.shape)
     self.ready(x, *(name for name in self._starts if name != 'v_seq'))
     vars(self)['_ran'] = 'torch', '' if self.backend == 'torch' else 'one step at a time'
@@ -147,11 +170,14 @@ def single_step_forward(self: BaseNode,
     self.neuronal_charge(x.to(self.v.dtype) if half else x)
     spike = self.neuronal_fire()
     self.neuronal_reset(spike)
-    if self.store_v_seq: self.v_seq = self.v[None] if self.v_seq is None else torch.cat([self.v_seq, self.v[None]])
+    if self.store_v_seq:
+        if type(kept := vars(self)['v_seq']) is not list: vars(self)['v_seq'] = kept = [] if kept is None else [kept]
+        kept.append(self.v[None])
     return spike.to(x.dtype) if half else spike
 
 # %% ../nbs/03_neuron.ipynb #eda1b6c7
 _steps = 'single_step_forward', 'neuronal_charge', 'neuronal_fire', 'neuronal_reset', 'neuronal_adaptation'
+_patchable = frozenset(_steps)
 
 def _own_step(cls): # a method that a subclass has changed; `_whole` marks a class whose equation says all that its methods do | 子类改写的方法；`_whole` 标出方程已说明全部方法的类
     for c in cls.__mro__:
@@ -166,6 +192,8 @@ def multi_step_forward(self: BaseNode,
 ) -> Tensor: # spikes, `[T, N, *]` | 脉冲，`[T, N, *]`
     "All steps at once | 一次走完所有步"
     own, me = _own_step(type(self)), vars(self)
+    if not _patchable.isdisjoint(me): own = own or next(name for name in _steps if name in me) # changed in this instance only | 只在这个实例中改过
+    if type(x_seq) is not Tensor or not x_seq.is_floating_point(): x_seq = _numbers(self, x_seq)
     me['v_seq'] = None
     if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not x_seq.shape[0]:
         s_seq = MemoryModule.multi_step_forward(self, x_seq)
@@ -174,10 +202,10 @@ def multi_step_forward(self: BaseNode,
     if self._parameters or self._buffers: _check_constants(self, x_seq.shape[1:])
     z = self._held()
     for m in z:
-        if type(m) is not float and isinstance(m, Tensor): self.ready(x_seq[0], *self._z); z = self._held(); break
+        if type(m) is not float and isinstance(m, Tensor): self.ready(x_seq[0], *self.equation_memories); z = self._held(); break
     s_seq, z, v_seq, ran = multi_step(x_seq, z, *self.equation(), self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset, self.backend, self.store_v_seq)
-    me.update(zip(self._z, z)); me['v_seq'], me['_ran'] = v_seq, ran
-    self._fresh.difference_update(self._z)
+    me.update(zip(self.equation_memories, z)); me['v_seq'], me['_ran'] = v_seq, ran
+    self._fresh.difference_update(self.equation_memories)
     return s_seq
 
 # %% ../nbs/03_neuron.ipynb #58f2d9bd
@@ -192,6 +220,7 @@ def supported_backends(self: BaseNode) -> tuple[str, ...]: # names that `backend
 def backend_used(self: BaseNode) -> str: # its name, and for the loop the reason: `'torch (…)'` | 引擎的名字，循环则附原因：`'torch (…)'`
     "What ran when this neuron was last called | 上一次调用该神经元时实际运行的引擎"
     engine, why = vars(self).get('_ran', ('torch', '' if self.backend == 'torch' else 'it has not run yet'))
+    if why == 'one step at a time' and (own := _own_step(type(self))): why += f', and {type(self).__name__} has a {own} of its own'
     return f'{engine} ({why})' if why else engine
 
 @patch
@@ -252,8 +281,9 @@ class ParametricLIFNode(BaseNode):
         **kwargs: Any,             # as for `BaseNode` | 同 `BaseNode`
     ):
         super().__init__(*args, **kwargs)
-        init_tau = torch.as_tensor(_checked('ParametricLIFNode', 'tau', init_tau), dtype=torch.get_default_dtype())
-        if not (init_tau > 1).all(): raise InputError(f"ParametricLIFNode: init_tau must be > 1, not {_show(init_tau)}")
+        first = _checked('ParametricLIFNode', 'tau', init_tau)
+        if not (first > 1 if isinstance(first, float) else (first > 1).all()): raise InputError(f"ParametricLIFNode: init_tau must be > 1, not {_show(first)}")
+        init_tau = torch.as_tensor(first, dtype=torch.get_default_dtype())
         self.decay_input, self.w = _yes_no(self, 'decay_input', decay_input), nn.Parameter(-(init_tau - 1).log())
     @property
     def tau(self) -> Tensor: # > 1, in time steps | 大于 1，以时间步为单位
@@ -356,7 +386,7 @@ class IzhikevichNode(AdaptBaseNode):
     ):
         super().__init__(v_threshold, v_reset, v_rest, w_rest, tau_w, a, b, *args, **kwargs)
         self.tau, self.v_c, self.a0 = tau, v_c, a0
-    _z, _whole = ('v', 'w'), True
+    equation_memories, _whole = ('v', 'w'), True
     def equation(self) -> tuple[Callable, tuple]: # function and constants | 函数与常数
         "The parabola and the adaptation together | 抛物线与适应合在一起"
         return dynamics.izhikevich_charge, (self.tau, self.v_rest, self.v_c, self.a0, self.tau_w, self.a, self.b)
@@ -381,7 +411,7 @@ class AdaptiveLIFNode(LIFNode):
         super().__init__(tau, decay_input, *args, **kwargs)
         self.tau_a, self.beta = tau_a, beta
         self.register_memory('trace', 0.)
-    _z = 'v', 'trace'
+    equation_memories = 'v', 'trace'
     def equation(self) -> tuple[Callable, tuple]: # function and constants | 函数与常数
         "LIF, with the trace and its decay | LIF，外加迹及其衰减"
         rho = exp(-1 / self.tau_a) if isinstance(self.tau_a, Tensor) else math.exp(-1 / self.tau_a)
@@ -403,7 +433,7 @@ class CUBALIFNode(BaseNode):
         super().__init__(v_threshold, v_reset, Rect() if surrogate_function is None else surrogate_function, *args, **kwargs)
         self.c_decay, self.v_decay = c_decay, v_decay
         self.register_memory('c', 0.)
-    _z = 'v', 'c'
+    equation_memories = 'v', 'c'
     def equation(self) -> tuple[Callable, tuple]: # function and constants | 函数与常数
         "The input feeds the current, the current the potential | 输入补充电流，电流给膜充电"
         return dynamics.cuba_charge, (self.v_decay, self.c_decay)

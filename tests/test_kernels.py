@@ -135,7 +135,7 @@ def test_every_constant_learns(name):
         s = node(x)
         ends = [getattr(node, n) for n in node._starts if n != 'v_seq']
         out.append([s, *torch.autograd.grad((s * w).sum() + sum(e.square().sum() for e in ends), [*first, *node.parameters()], allow_unused=True)])
-        assert node.backend_used == backend and len(first) == len(node._z)
+        assert node.backend_used == backend and len(first) == len(node.equation_memories)
     assert torch.equal(out[0][0], out[1][0])
     for a, b in zip(*out): assert (a is None) == (b is None) or not (a if b is None else b).any(); a is None or b is None or torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
@@ -478,3 +478,91 @@ def test_a_memory_from_inference_mode_may_be_trained_on():
     with torch.inference_mode(): node(x)
     x.requires_grad_(); node(x).sum().backward()
     assert x.grad is not None and node.backend_used == 'numba'
+
+
+def _twice(v, w, x, tau): w = w * .9 + v * .1; return v + (x - v - w) / tau, w
+
+
+class Twice(neuron.BaseNode): # two memories, and no entry anywhere
+    equation_memories = 'v', 'w'
+    def __init__(self, **kwargs): super().__init__(**kwargs); self.register_memory('w', 0.)
+    def equation(self): return _twice, (2.,)
+
+
+def test_an_equation_with_two_memories():
+    x, out = torch.randn(6, 4) * 2, []
+    for kwargs in dict(step_mode='m', backend='numba'), dict(step_mode='m', backend='torch'), dict():
+        node = Twice(**kwargs)
+        out.append((torch.stack([node(i) for i in x]) if not kwargs else node(x), node.v, node.w))
+    for other in out[1:]:
+        assert torch.equal(other[0], out[0][0])
+        for a, b in zip(other, out[0]): torch.testing.assert_close(a, b)
+    node = Twice(step_mode='m')
+    assert torch.equal(torch.compile(node, backend='aot_eager', fullgraph=True)(x), out[0][0]) and node.backend_used == 'numba'
+
+    class Wrong(Twice):
+        def equation(self): return dynamics.lif_charge, (2., 0.)
+
+    class Few(neuron.BaseNode):
+        def equation(self): return dynamics.cuba_charge, (.5, .5)
+
+    class Less(Twice):
+        def equation(self): return (lambda v, w, x: v + x), ()
+    with pytest.raises(ValueError, match='takes 4 arguments, but the neuron has 2 memories'): Wrong(step_mode='m')(x)
+    with pytest.raises(ValueError, match='is an equation of 2 memories, but the neuron has 1'): Few(step_mode='m')(x)
+    for mode in 'sm':
+        with pytest.raises(ValueError, match='gives 1'): Less(step_mode=mode)(x)
+    assert dynamics.lif_charge not in dynamics.equations
+
+
+@pytest.mark.parametrize('mode', ['s', 'm'])
+def test_inputs_that_are_no_floating_point_tensors(mode):
+    x = torch.rand(4, 3) < .5
+    for dtype in torch.bool, torch.int64, torch.uint8:
+        node, plain = neuron.LIFNode(step_mode=mode), neuron.LIFNode(step_mode=mode)
+        assert torch.equal(node(x.to(dtype)), plain(x.float())) and node.v.dtype == torch.float32
+    for wrong in [1., 2.], None, torch.rand(4, 3) * 1j, 'x':
+        with pytest.raises(TypeError, match='the input must be a'): neuron.LIFNode(step_mode=mode)(wrong)
+
+
+@pytest.mark.parametrize('backend', ['torch', 'numba'])
+def test_no_steps_stay_in_the_graph(backend):
+    x = torch.rand(0, 3, requires_grad=True)
+    net = torch.nn.Sequential(layer.Linear(3, 2), neuron.LIFNode(backend=backend), layer.Linear(2, 2))
+    functional.set_step_mode(net, 'm')
+    y = net(x[:, None].expand(0, 5, 3)); y.sum().backward()
+    assert y.shape == (0, 5, 2) and x.grad.shape == (0, 3) and all(p.grad is not None for p in net.parameters())
+
+
+def test_what_is_changed_in_one_instance_counts():
+    x, node = torch.ones(4, 3) * 9, neuron.LIFNode(step_mode='m')
+    node.neuronal_fire = lambda: torch.zeros_like(node.v)
+    assert not node(x).any() and 'has a neuronal_fire of its own' in node.backend_used
+    node = neuron.LIFNode(step_mode='m')
+    node.surrogate_function.forward = torch.zeros_like
+    assert not node(x).any() and 'a method of its own' in node.backend_used
+
+    class Own(neuron.LIFNode):
+        def neuronal_fire(self): return super().neuronal_fire()
+    node = Own(); node(x[0])
+    assert node.backend_used == 'torch (one step at a time, and Own has a neuronal_fire of its own)'
+
+
+def test_bad_constructors_are_refused():
+    for kwargs in dict(detach_reset='x'), dict(store_v_seq=3), dict(surrogate_function=surrogate.ATan), dict(surrogate_function='atan'):
+        with pytest.raises(TypeError, match=next(iter(kwargs))): neuron.LIFNode(**kwargs)
+    with torch.device('meta'): assert neuron.ParametricLIFNode().w.device.type == 'meta'
+
+
+def test_potentials_stored_step_by_step():
+    x = torch.randn(9, 3, requires_grad=True)
+    node, whole = neuron.LIFNode(store_v_seq=True), neuron.LIFNode(store_v_seq=True, step_mode='m')
+    for t, i in enumerate(x):
+        node(i)
+        if t in (2, 5): assert node.v_seq.shape == (t + 1, 3)               # looking in between changes nothing
+    whole(x)
+    assert torch.equal(node.v_seq, whole.v_seq) and node.v_seq is node.v_seq
+    for a, b in zip(*(torch.autograd.grad(n.v_seq.square().sum(), x) for n in (node, whole))): torch.testing.assert_close(a, b)
+    assert torch.equal(copy.deepcopy(node).v_seq, whole.v_seq)
+    node.reset()
+    assert node.v_seq is None

@@ -22,7 +22,7 @@ for name, kwargs in nodes.items():
             node = getattr(neuron, name)(**kwargs, **more, step_mode='m', backend=backend, surrogate_function=surrogate.ATan())
             s = torch.cat([node(x[:3]), node(x[3:])])
             loss = (s * torch.randn(s.shape)).sum() + node.v.square().sum() + (node.v_seq.sum() if node.store_v_seq else 0)
-            out.append([s, *(getattr(node, n) for n in node._z), *torch.autograd.grad(loss, [x, *node.parameters()], allow_unused=True)])
+            out.append([s, *(getattr(node, n) for n in node.equation_memories), *torch.autograd.grad(loss, [x, *node.parameters()], allow_unused=True)])
         assert node.backend_used == 'triton'
         print(torch.equal(out[0][0], out[1][0]) and all(a is b is None or torch.allclose(a, b, atol=1e-4, rtol=1e-3) for a, b in zip(*out)))
 '''

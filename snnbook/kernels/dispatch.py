@@ -6,13 +6,13 @@
 __all__ = ['engines', 'backends', 'choose', 'multi_step']
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #bb62fc21
-import functools, importlib, importlib.util, os
+import functools, importlib, importlib.util, inspect, os
 from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from ..base import InputError
-from ..dynamics import equations
+from ..dynamics import Equation, equations
 from . import memory, torch as plain
 from .compile import NotCompilable, fingerprint, numbers
 from .derive import backward, parts, states, steps
@@ -187,6 +187,15 @@ def _first(charge): # the first function of these lines: a lambda inside a metho
     if '<' not in getattr(charge, '__qualname__', '') or charge.__closure__ or charge.__defaults__ or charge in equations: return charge
     return _made.setdefault((charge.__code__, id(charge.__globals__)), charge)
 
+@_constant
+def _count(charge, m, n): # note that an equation has `m` memories, unless it says so itself, and `n` constants | 记下方程有 `m` 个记忆（除非它自己已说明）、`n` 个常数
+    e, code = equations.get(charge), getattr(charge, '__code__', None)
+    if e and e.states != m: raise InputError(f"{charge.__name__} is an equation of {e.states} memories, but the neuron has {m}: equation_memories names them")
+    if code is None or code.co_flags & inspect.CO_VARARGS or charge.__defaults__: return True
+    if code.co_argcount != m + 1 + n: raise InputError(f"{charge.__name__} takes {code.co_argcount} arguments, but the neuron has {m} memories, the input and {n} constants")
+    if not charge.__closure__: equations.setdefault(charge, Equation(m))
+    return True
+
 def _watched(x): # does somebody look at each operation, or stand in for the tensor? | 是否有人在观察每个运算，或者张量只是替身？
     return torch._C._len_torch_dispatch_stack() or type(x) is not Tensor and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
 
@@ -218,10 +227,11 @@ def multi_step(
     soft, many = v_reset is None, isinstance(v, tuple)
     constants, z = (*params, v_threshold) if soft else (*params, v_threshold, v_reset), v if many else (v,)
     if x_seq.dtype in (torch.float16, torch.bfloat16): z = tuple(m.float() if isinstance(m, Tensor) else m for m in z)
-    out = None
-    if torch.compiler.is_compiling() or _watched(x_seq): out, ran = _traced(backend, x_seq, z, charge, constants, soft, surrogate, detach_reset, v_seq)
+    out, tracing = None, torch.compiler.is_compiling()
+    if not tracing: charge = _first(charge)
+    if len(z) > 1 or charge in equations: _count(charge, len(z), len(params))
+    if tracing or _watched(x_seq): out, ran = _traced(backend, x_seq, z, charge, constants, soft, surrogate, detach_reset, v_seq)
     else:
-        charge = _first(charge)
         engine, why = ran = choose(backend, x_seq, z, charge, constants, surrogate)
         if engine != 'torch':
             out, why = _compiles(engine, (charge, type(surrogate), surrogate.alpha, soft, detach_reset), v_seq, x_seq, z, constants)

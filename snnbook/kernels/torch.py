@@ -9,6 +9,7 @@ __all__ = ['reset', 'state_type', 'multi_step']
 from collections.abc import Callable
 import torch
 from torch import Tensor
+from ..base import InputError
 from ..dynamics import Equation, equations, hard_reset, soft_reset
 
 # %% ../../nbs/kernels/00_torch.ipynb #450aba22
@@ -60,6 +61,7 @@ def multi_step(
     for x in x_seq.unbind(0):
         h = charge(*z, x.to(wide) if half else x, *params)
         if not isinstance(h, tuple): h = (h,)
+        if len(h) != len(z): raise InputError(f"{charge.__name__} takes {len(z)} memories, and gives {len(h)}")
         s = surrogate(h[0] - _threshold(charge, v_threshold, h[1:], params))
         z = _settle(charge, params, h, s, v_threshold, v_reset, detach_reset)
         spikes.append(s.to(x_seq.dtype) if half else s); vs.append(z[0])
