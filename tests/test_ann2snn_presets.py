@@ -59,7 +59,7 @@ IMAGES = {
     'InstanceNorm2d': nn.InstanceNorm2d(4, affine=True), 'pad': nn.ConstantPad2d(1, .3), 'cat': lambda x: torch.cat([x, x * 0 + 1], 1),
     'BatchNorm': nn.BatchNorm2d(4)}
 REFUSED = {'argsort': lambda x: x.argsort(1).float(), 'select': lambda x: x[x > 0].sum(), 'cumprod': lambda x: x.cumprod(1),
-    'sort': lambda x: x.sort(1).values, 'compare': lambda x: x * (x > 0)}
+    'sort': lambda x: x.sort(1).values, 'index': lambda x: x.max(1)[1][:, None] * x, 'count': lambda x: (x > 0).float(), 'LSTM': nn.LSTM(12, 8)}
 
 
 @pytest.mark.parametrize('name', [*VECTORS, *IMAGES])
@@ -70,6 +70,86 @@ def test_every_operator(name):
     for preset, few, many in ('multi', 2, 8), ('annealed', 3, 14), ('signed', 4, 32), ('binary', 4, 64):
         a, b = (nmse(Converter([x], preset=preset, T=T)(net).run(x), want) for T in (few, many))
         assert b < a / 2 and b < 4e-3, (preset, a, b)
+
+
+class Sequence(nn.Module):
+    "A transformer's pieces, with an input for a mask where one is needed"
+    def __init__(self, f, **modules):
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.a, self.b = f, nn.Linear(3, 8), nn.LazyLinear(4)
+        for k, make in modules.items(): setattr(self, k, make())
+
+    def forward(self, x): return self.b(self.f(self, self.a(x)).mean(1))
+
+
+class Masked(Sequence):
+    def forward(self, x, mask): return self.b(self.f(self, self.a(x), mask).mean(1))
+
+
+def values(x): v, _ = x.max(1); return v
+def layer(**kw): return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **kw)
+def attention(): return nn.MultiheadAttention(8, 2, batch_first=True)
+def causal(n=5): return torch.triu(torch.ones(n, n, dtype=torch.bool), 1)
+
+
+def both(s, x): y, w = s.m(x, x, x); return y + w.mean(2, keepdim=True)
+
+
+SEQUENCES = {
+    'encoder': (lambda s, x: s.m(x), dict(m=lambda: nn.TransformerEncoder(layer(norm_first=True), 2, enable_nested_tensor=False))),
+    'encoder, mask': (lambda s, x: s.m(x, mask=causal()), dict(m=lambda: nn.TransformerEncoder(layer(), 2))),
+    'decoder': (lambda s, x: s.m(x, x), dict(m=lambda: nn.TransformerDecoderLayer(8, 2, 16, batch_first=True))),
+    'weights': (both, dict(m=attention)), 'sdpa': (lambda s, x: F.scaled_dot_product_attention(x, x, x, is_causal=True), {}),
+    'leaky where': (lambda s, x: torch.where(x > 0, x, .1 * x), {}), 'step times x': (lambda s, x: x * (x > 0), {}),
+    'masked_fill': (lambda s, x: x.masked_fill(x < .1, .1), {}),
+    'max': (lambda s, x: x - x.max(-1, keepdim=True)[0], {}), 'two maxima': (lambda s, x: values(x)[:, None] + torch.max(x, 1 - x), {}),
+    'pool': (lambda s, x: F.max_pool1d(x, 2, return_indices=True)[0], {}),
+    'one number a sample': (lambda s, x: (x * F.cosine_similarity(x.flatten(1), x.relu().flatten(1))[:, None, None]), {}),
+    'lerp': (lambda s, x: torch.lerp(x, x.relu(), .3), {})}
+MASKED = {
+    'key padding': (lambda s, x, m: s.m(x, x, x, key_padding_mask=m)[0], dict(m=attention)),
+    'encoder': (lambda s, x, m: s.m(x, src_key_padding_mask=m), dict(m=lambda: nn.TransformerEncoder(layer(), 1))),
+    'softmax': (lambda s, x, m: (x @ x.mT).masked_fill(m[:, None], -torch.inf).softmax(-1) @ x, {}), 'where': (lambda s, x, m: torch.where(m[..., None], x.relu(), x), {})}
+
+
+@pytest.mark.parametrize('name', [*SEQUENCES, *(f'mask: {n}' for n in MASKED)])
+def test_every_spelling(name):
+    x = torch.rand(24, 5, 3, generator=torch.Generator().manual_seed(1))
+    mask = torch.rand(24, 5, generator=torch.Generator().manual_seed(2)) < .3
+    mask[:, 0] = False
+    f, modules = MASKED[name[6:]] if name.startswith('mask: ') else SEQUENCES[name]
+    net, x = (Masked(f, **modules), (x, mask)) if name.startswith('mask: ') else (Sequence(f, **modules), (x,))
+    net(*x); net.eval()
+    with torch.no_grad(): want = net(*x)
+    for preset, few, many in ('multi', 2, 8), ('signed', 4, 64):
+        ys = Converter([x], preset=preset, T=many)(net).run(x, many, all_steps=True)
+        a, b = nmse(ys[few - 1], want), nmse(ys[-1], want)
+        assert b < a / 2 and b < 1e-3 or b < 1e-10, (preset, a, b)
+
+
+def test_a_wrong_input_names_the_layer():
+    net = Image(IMAGES['avg_pool2d'])
+    net(images())
+    snn, x = Converter([images()], preset='signed', T=4)(net.eval()), images()
+    said = r"layer 'a' \(Conv2d\) expects \[N, 1, H, W\], but its input has shape \(24, 3, 8, 8\).*calibrated with an input of shape \[N, 1, 8, 8\]"
+    with pytest.raises(InputError, match=said): snn.run(x.repeat(1, 3, 1, 1))
+    with pytest.raises(InputError, match='takes 1 inputs'): snn.run((x, x))
+    with pytest.raises(InputError, match=r"layer 'b' \(Linear\) expects \[N, \*, 64\]"): snn.run(x[:, :, :4])
+    assert snn.run(x).shape == (24, 4)                          # and nothing is left over
+
+
+def test_an_image_of_another_size_may_follow_a_calibrated_start():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    snn, x = Converter([images()], preset='binary', T=64)(net), torch.rand(5, 1, 12, 12)
+    with torch.no_grad(): assert nmse(snn.run(x), net(x)) < 1e-2
+
+
+def test_what_was_made_shares_nothing_with_what_it_was_made_of():
+    x = vectors()
+    snn = Converter([x], preset='multi')(Vector(nn.LayerNorm(12)).eval())
+    mine = {t.data_ptr() for t in itertools.chain(snn.parameters(), snn.buffers())}
+    assert mine.isdisjoint(t.data_ptr() for t in itertools.chain(snn.made.ann[0].parameters(), snn.made.ann[0].buffers()))
 
 
 @pytest.mark.parametrize('name', REFUSED)
@@ -222,3 +302,35 @@ def test_what_hides_in_control_flow_is_refused(hidden):
         assert nmse(Converter([x], preset='signed', T=32)(net).run(x, 128), net(x)) < 1e-2
         return
     with pytest.raises(ConversionError, match='not affine'): Converter([x], preset='signed', T=8)(net).run(x)
+
+
+def test_few_spikes():
+    from snnbook.ann2snn import FewSpikeIF, FewSpikes
+    net, x = Vector(nn.Sequential(nn.ReLU(), nn.Linear(12, 12), nn.GELU())).eval(), vectors()
+    want, errors = net(x).detach(), {}
+    for T in 4, 8, 12:
+        snn = Converter([x], preset='few', T=T)(net)
+        errors[T] = nmse(snn.run(x), want)
+        torch.testing.assert_close(snn.run(x, T, all_steps=True)[-1], snn.run(x))
+    assert errors[12] < errors[8] / 50 < errors[4] / 2500 and errors[12] < 1e-6, errors
+    r = snn.report()
+    assert r.whole['steps, layer after layer'] == 24 and all(s['identity'] < 1e-5 and s['uneven'] < 1e-9 for s in r.sites)
+    with pytest.raises(InputError, match='waits for all of its input'): snn(x)
+    # against decimal arithmetic: the digits of each activation of one layer
+    one = Converter([x], preset='few', T=5, threshold='max', post=())(nn.Sequential(nn.Linear(6, 3), nn.ReLU()).eval())
+    node, = [m for m in one.modules() if isinstance(m, FewSpikeIF)]
+    a, n = torch.relu(one.made.ann[0](x)).double().detach(), 2**5 - 1
+    assert nmse((a / node.v_threshold * n).round().clamp(0, n) / n * node.v_threshold, one.run(x)) < 1e-9 and isinstance(one.code, FewSpikes)
+
+
+@pytest.mark.parametrize('name', ['IF', 'half-threshold IF', 'signed IF', 'burst', 'annealed', 'multi-threshold', 'few-spike'])
+def test_every_factory_can_be_passed(name):
+    from snnbook.ann2snn import FACTORIES
+    assert {*FACTORIES} >= {name} and len(FACTORIES) == 7
+    net, x = Vector(nn.Sequential(nn.ReLU(), nn.Linear(12, 12), nn.ReLU())).eval(), vectors()
+    with torch.no_grad(): want = net(x)
+    snn = Converter([x], neuron_factory=FACTORIES[name], T=16)(net)
+    assert nmse(snn.run(x, 16), want) < 3e-2
+    if name in ('signed IF', 'burst'):                          # in both ways of converting
+        other = Converter([x], neuron_factory=FACTORIES[name], preset='signed', T=16)(net)
+        assert nmse(other.run(x), want) < 3e-2 and all(m.burst == (4 if name == 'burst' else 1) for m in other.modules() if isinstance(m, SignedIF))

@@ -13,8 +13,8 @@ from .modules import ModeError, RunningMaxPool, Tally, VoltageHook, VoltageScale
 from .rules import ActivationRule, BaseRule, MaxPoolRule, ReLURule
 from .threshold import ThresholdOptimizer
 from .utils import DownloadError, download_url
-from .codes import Annealing, Code, DeltaCode, RateCode
-from .neurons import BinaryIF, CodedNeuron, MultiThresholdIF, Running, SignedIF
+from .codes import Annealing, Code, DeltaCode, FewSpikes, RateCode
+from .neurons import FACTORIES, BinaryIF, CodedFactory, CodedNeuron, FewSpikeIF, MultiThresholdIF, Running, SignedIF
 from .statistics import Balance, ChannelHook, ChannelTally, LeastSquares, Moments
 from .operators import MixingRule, PointwiseRule, ProductRule, RectifierRule
 from .network import Parts, SpikingGraph

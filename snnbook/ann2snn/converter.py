@@ -37,7 +37,7 @@ class Converter(nn.Module):
         threshold_optimizer: ThresholdOptimizer | None = None, # decides on scales; `None`: as `mode` says | 决定尺度；`None` 表示按 `mode`
         strict: bool = True,                      # refuse what cannot be converted; `False`: warn and leave it | 拒绝无法转换之处；`False` 表示警告并保留
         progress: bool | None = None,             # bar; `None`: in a terminal, if it takes long | 进度条；`None` 表示在终端里且耗时较长时显示
-        preset: str | None = None,                # `'binary'`, `'signed'`, `'annealed'`, `'multi'` or `'auto'`; `None`: the classic way | `'binary'`、`'signed'`、`'annealed'`、`'multi'` 或 `'auto'`；`None` 表示经典方式
+        preset: str | None = None,                # `'binary'`, `'signed'`, `'annealed'`, `'multi'`, `'few'` or `'auto'`; `None`: the classic way | `'binary'`、`'signed'`、`'annealed'`、`'multi'`、`'few'` 或 `'auto'`；`None` 表示经典方式
         T: int = 8,                               # number of steps that a preset converts for | 预设为多少步而转换
         threshold: Any = None,                    # in place of the preset's: a mode, `'mse'`, `'balance'`, or an optimizer | 代替预设的阈值：定标方式、`'mse'`、`'balance'`，或优化器
         neuron: Any = None,                       # in place of the preset's: a class of coded neurons | 代替预设的神经元：会说编码的神经元类
@@ -72,13 +72,17 @@ from fastcore.basics import patch, patch_to
 # %% ../../nbs/ann2snn/06_converter.ipynb #87448050
 @patch
 def _check_preset(self: Converter, factory=None, optimizer=None): # presets are the subject of later chapters | 预设是后面几章的内容
+    home = getattr(factory, 'preset', None) # a factory of coded neurons | 会说编码的神经元的工厂
+    if home and (self.preset is not None or factory.code is not None):
+        self.preset = self.preset or home
+        self.own.update({k: v for k, v in dict(neuron=factory, code=factory.speaks(self.T)).items() if self.own[k] is None}); factory = None
     if self.preset is None and not any(v is not None for v in self.own.values()) and not self.fallback: return
     from snnbook.ann2snn.presets import PRESETS
     if self.preset not in PRESETS: raise InputError(f"preset {self.preset!r} is not known, and threshold, neuron, code, post and fallback need one: {', '.join(map(repr, PRESETS))}")
     if not isinstance(self.T, int) or isinstance(self.T, bool) or self.T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {self.T!r}")
     if not isinstance(self.calibration, int) or self.calibration < 1: raise InputError(f"calibration must be a whole number of images, at least 1, not {self.calibration!r}")
     if factory is not None or self.momentum is not None: raise InputError("neuron_factory and momentum belong to the classic way: with a preset, "
-        "choose neuron=, a class of coded neurons; all data count alike")
+        "choose neuron=, a class of coded neurons, or a CodedFactory; all data count alike")
     if self.own['threshold'] is None: self.own['threshold'] = optimizer or (None if str(self.mode).lower() == 'max' else self.mode)
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #4b93af2a
@@ -250,16 +254,17 @@ def forward(self: Converter,
 ) -> fx.GraphModule: # a spiking network, to be run one time step a call | 脉冲网络，每次调用走一个时间步
     "Convert a network | 转换网络"
     from snnbook.ann2snn.network import SpikingGraph
+    from snnbook.ann2snn.spellings import open_up, values_only
     self.ann = _Last([ann])
     if self.preset is not None: return self.by_preset(ann)
     rules = _all(self.rules)
-    net = twin(ann)
+    net = open_up(twin(ann))
     device = self.device or _device(net)
     if device is not None and device.type == 'meta': raise ConversionError("there are no numbers on the device 'meta', so nothing can be calibrated there")
     try: net = net if self.device is None else net.to(device)
     except (AssertionError, RuntimeError, NotImplementedError) as e: raise ConversionError(f"{type(ann).__name__} cannot be moved to the device {str(device)!r}: {e}") from e
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
-        gm = out_of_place(trace(net, rules))
+        gm = values_only(out_of_place(trace(net, rules)))
         gm.graph.eliminate_dead_code() # a branch that nobody uses is not converted | 没有人用的分支不转换
         if rules: check(gm, rules, self.strict)
         modules = dict(gm.named_modules(remove_duplicate=False))

@@ -172,6 +172,7 @@ def _why_not(node, modules, moving): # why a node that depends on the input is n
         m = modules.get(node.target)
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             return None if m.running_mean is not None and not m.training else 'it normalises by the statistics of each batch, which is not linear: keep running statistics and call eval()'
+        if isinstance(m, (nn.RNNBase, nn.RNNCellBase)): return 'it is recurrent, and no rule can tell its time from that of the spikes: unroll it, or keep it out of the network'
         return None if isinstance(m, _MODULES) and getattr(m, 'step_mode', 's') == 's' else 'it is not linear, and no rule matches it'
     op = _operation(node)
     if node.kwargs.get('training'): return 'it runs in training mode'
@@ -188,7 +189,7 @@ def problems(
     "Everything in a network that cannot be converted | 网络中所有无法转换之处"
     modules, moving, found = dict(gm.named_modules(remove_duplicate=False)), set(), []
     for node in gm.graph.nodes:
-        if node.op == 'placeholder': moving |= set() if node.args else {node}; continue # an option is no input | 可选参数不是输入
+        if node.op == 'placeholder': moving |= set() if node.args or node.meta.get('fixed') else {node}; continue # an option is no input, nor is a mask | 可选参数不是输入，掩码也不是
         if node.op == 'output' or not any(a in moving for a in node.all_input_nodes): continue
         if node.op != 'call_module' and _operation(node) in _SHAPES: continue
         moving.add(node)

@@ -6,15 +6,15 @@
 __all__ = ['SpikingGraph', 'Parts', 'build', 'watch']
 
 # %% ../../nbs/ann2snn/12_network.ipynb #a027b727
-import copy, math
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
-from ..base import InputError, MemoryModule
+from torch.utils._pytree import tree_leaves, tree_map
+from ..base import InputError, InputTypeError, MemoryModule, SnnError
 from ..functional import reset_net
 from .codes import Code, Inject, Once, RateCode, _LINEAR
 from .neurons import CodedNeuron, Running
@@ -76,11 +76,54 @@ def run(self: SpikingGraph,
     T = self.made.T if T is None else T
     if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
     inputs = tuple(x) if isinstance(x, (tuple, list)) else (x,)
-    reset_net(self)
+    _count(self, inputs); reset_net(self)
     try:
         chunks = Chunks(self, self.code)
+        if self.code.waits:
+            if chunks.why_not: raise InputError(f"layers that wait must run one after the other, but {chunks.why_not}")
+            return chunks.run(inputs, T, all_steps, size=T)
         return chunks.run(inputs, T, all_steps) if T > 1 and not chunks.why_not else _step_by_step(self, inputs, T, all_steps)
+    except SnnError: raise
+    except Exception: reset_net(self); _Blame(self).run(*inputs); raise
     finally: reset_net(self)
+
+# %% ../../nbs/ann2snn/12_network.ipynb #d584aa82
+def _expects(m): # the shape that a layer takes, as far as it says | 层所要求的形状（就它所声明的）
+    axes = {1: 'L', 2: 'H, W', 3: 'D, H, W'}
+    if isinstance(m, nn.Linear): return f'[N, *, {m.in_features}]'
+    if isinstance(m, nn.modules.conv._ConvNd): return f'[N, {m.in_channels}, {axes[len(m.kernel_size)]}]'
+    if isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)): return f"[N, {getattr(m, 'num_features', None) or m.num_channels}, *]"
+    if isinstance(m, (nn.LayerNorm, nn.RMSNorm)): return f"[N, *, {', '.join(map(str, m.normalized_shape))}]"
+    return f'[N, L, {m.embed_dim}]' if isinstance(m, nn.MultiheadAttention) else ''
+
+def _inner(m): return _inner(m.f) if isinstance(m, (Once, Running, Site)) else m
+
+def _shapes(xs): return ', '.join(str(tuple(x.shape)) for x in tree_leaves(xs) if isinstance(x, Tensor)) or 'no tensor'
+
+def _refusal(what, want, got, e): return f"{what} " + (f'expects {want}, but its input has' if want else 'cannot take an input of') + f" shape {got} ({str(e).partition(chr(10))[0]})"
+
+def _seen(snn): # the shapes that it was calibrated with | 校准时的形状
+    sample = getattr(snn.made, 'sample', ())
+    return f". It was calibrated with an input of shape {', '.join('[' + ', '.join(['N', *map(str, x.shape[1:])]) + ']' for x in sample)}" if sample else ''
+
+def _count(snn, inputs): # as many inputs as it takes, and tensors | 输入的个数与类型
+    takes = [n for n in snn.graph.nodes if n.op == 'placeholder']
+    if not sum(not n.args for n in takes) <= len(inputs) <= len(takes): raise InputError(f"the network takes {len(takes)} inputs ({', '.join(n.target for n in takes)}), not {len(inputs)}: run((x, y)) for two")
+    for x in inputs:
+        if not isinstance(x, Tensor): raise InputTypeError(f"the network takes tensors, not {type(x).__name__}")
+
+class _Blame(fx.Interpreter): # one step, for the sake of its error | 走一步，为了得到它的错误
+    def __init__(self, gm): super().__init__(gm); self.extra_traceback = False
+    def run_node(self, n):
+        try: return super().run_node(n)
+        except SnnError: raise
+        except Exception as e:
+            m = _inner(self.modules.get(n.target)) if n.op == 'call_module' else None
+            what, want = (f"layer {n.target!r} ({type(m).__name__})", _expects(m)) if m is not None else (f"{n.target if isinstance(n.target, str) else n.target.__name__}()", '')
+            got = _shapes(self.fetch_args_kwargs_from_env(n))
+            raise InputError(_refusal(what, want, got, e) + _seen(self.module)) from e
+    @property
+    def modules(self): return dict(self.module.named_modules(remove_duplicate=False))
 
 # %% ../../nbs/ann2snn/12_network.ipynb #61d45626
 @dataclass
@@ -134,7 +177,7 @@ def build(
     _Offsets(gm).run(*(x.clone() for x in inputs))
     made = {}
     for n in list(gm.graph.nodes):
-        site = n.meta.get('site')
+        site = gm.get_submodule(n.target) if 'site' in n.meta else None # of the copy | 副本里的
         if n.op == 'placeholder' and n.meta['moving'] and code.once: _swap(gm, n, _fresh(gm, 'inject'), Inject(code), (n,))
         elif site is None and code.once and n.meta.get('offset'):
             m = gm.get_submodule(n.target) if n.op == 'call_module' else Method(n.target)
@@ -164,6 +207,7 @@ def watch(
     hooks, modules = {}, dict(gm.named_modules(remove_duplicate=False))
     sites = {n.target: n for n in gm.graph.nodes if 'site' in n.meta and n.meta['site'].kind != 'pool'}
     def see(path, x):
+        if x.dim() == 1: x = x[:, None] # one number a sample | 每个样本一个数
         if path not in hooks: hooks[path] = ChannelHook((axes or {}).get(path, channel_axis(sites[path], modules, x.dim())))
         hooks[path](x)
     for path in sites: modules[path].hook = lambda x, path=path: see(path, x)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'layerwise', 'site_values', 'nmse', 'PostPass', 'BiasCorrection', 'PotentialInit', 'Rehearsal', 'COS',
-           'SRP', 'binary', 'signed', 'annealed', 'multi', 'choose']
+           'SRP', 'binary', 'signed', 'annealed', 'multi', 'few', 'choose']
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #8ac9f980
 import inspect, itertools, warnings
@@ -17,13 +17,14 @@ from torch.utils._pytree import tree_leaves
 from ..base import InputError
 from ..functional import reset_net
 from .chunks import Chunks
-from .codes import Annealing, DeltaCode, RateCode
+from .codes import Annealing, DeltaCode, FewSpikes, RateCode
 from .converter import Converter, _agree, _answer, _device, _feed, _first, _inputs, _same
 from .graph import ConversionError, check, out_of_place, problems, trace, twin
 from .network import Parts, SpikingGraph, build, watch
-from .neurons import BinaryIF, CodedNeuron, MultiThresholdIF, SignedIF
+from .neurons import BinaryIF, CodedNeuron, FewSpikeIF, MultiThresholdIF, SignedIF, _halving
 from .operators import FallbackRule, Site, all_rules, canonical, mark
 from .rules import MaxPoolRule
+from .spellings import open_up, respell
 from .statistics import ChannelHook, LeastSquares
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #03af10ae
@@ -112,7 +113,13 @@ class PotentialInit(PostPass):
         T: int,         # number of steps | 步数
     ):
         "Shift the start of each neuron | 移动每个神经元的起点"
-        m.set_reset_value('v', m._starts['v'] + m.code.share(T) * e.mean(0))
+        if m.f is not None: BiasCorrection.correct(self, m, e, T); return # whose early spikes would follow the start | 它早期的脉冲会跟着起点走
+        mean, keep = e.mean(0), m.v_threshold.dim()
+        if axes := [i for i in range(mean.dim()) if i != mean.dim() - keep] if keep else []:
+            c, noise = mean.mean(axes, keepdim=True), e.var(0).mean(axes, keepdim=True) / len(e)
+            mean = c + (mean - c) * (1 - noise / mean.var(axes, keepdim=True).clamp(min=1e-30)).clamp(0, 1).nan_to_num(0.)
+        m.head = m.code.share(T) * mean
+        m.set_reset_value('v', m._starts['v'] + m.head)
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #43c9f9b8
 class Rehearsal:
@@ -171,7 +178,7 @@ def binary(T: int, # number of steps | 步数
 ) -> list[Parts]: # one choice | 一种选择
     "Spikes of 0 and 1 at a rate | 以频率发放 0 和 1"
     th = _few(T) if T < 8 else '99.9%' if T <= 32 else 'max'
-    return [Parts(f'binary, {th}', RateCode(), BinaryIF, th, (BiasCorrection(),))]
+    return [Parts(f'binary, {th}', RateCode(), BinaryIF, th, (PotentialInit() if T >= 8 else BiasCorrection(),))]
 
 def signed(T: int, # number of steps | 步数
 ) -> list[Parts]: # one choice | 一种选择
@@ -186,14 +193,17 @@ def annealed(T: int, # number of steps | 步数
     th, ratios = '99.9%' if T < 16 else 'max', [.5 if T < 4 else .55 if T < 8 else .6 if T < 16 else .7] if ratios is None else ratios
     return [Parts(f'annealed, {r}, {th}', DeltaCode(Annealing(.75 if T < 4 else .6, r, wave=min(max(T, 4), 16))), SignedIF, th, (BiasCorrection(),) if T <= 8 else ()) for r in ratios]
 
-def _halving(t): return .5**((t - 1) // 4)
-
 def multi(T: int, # number of steps | 步数
 ) -> list[Parts]: # one choice | 一种选择
     "Spikes of a sign and an exponent | 带符号和指数的脉冲"
     return [Parts('multi', DeltaCode(_halving), partial(MultiThresholdIF, sizes=10), 'max')]
 
-PRESETS = {'binary': binary, 'signed': signed, 'annealed': annealed, 'multi': multi, 'auto': lambda T: annealed(T, (.5, .6, .7)) + multi(T)} # the plans that each name tries, given T | 每个名字在给定 T 时尝试的方案
+def few(T: int, # number of steps of each layer | 每一层的步数
+) -> list[Parts]: # one choice | 一种选择
+    "Binary digits, one layer after the other | 二进制数字，逐层进行"
+    return [Parts('few', FewSpikes(T), FewSpikeIF, 'max' if T > 4 else '99.9%', (BiasCorrection(),) if T <= 6 else ())]
+
+PRESETS = {'binary': binary, 'signed': signed, 'annealed': annealed, 'multi': multi, 'few': few, 'auto': lambda T: annealed(T, (.5, .6, .7)) + multi(T)} # the plans that each name tries, given T | 每个名字在给定 T 时尝试的方案
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #28b71026
 @torch.no_grad()
@@ -259,28 +269,36 @@ def _by_module(self: Converter, net, rules, device, error): # the way for networ
     return snn
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #d578bd92
+def _fix(gm, inputs): # a mask is not spread over time | 掩码不随时间展开
+    masks = [n for n, x in zip([n for n in gm.graph.nodes if n.op == 'placeholder'], inputs) if x.dtype == torch.bool]
+    for n in masks if len(masks) < len(inputs) else (): n.meta['fixed'] = True
+    return gm
+
 def _lay(gm): # images with the channels last, which is faster | 图像的通道放在最后，这样更快
     for p in itertools.chain(gm.parameters(), gm.buffers()):
         if p.dim() == 4: p.data = p.data.contiguous(memory_format=torch.channels_last)
     return gm
 
+# %% ../../nbs/ann2snn/13_presets.ipynb #9b0a8982
 @patch
 def by_preset(self: Converter,
     ann: nn.Module, # a trained network, left as it is | 训练好的网络，保持原样
 ) -> SpikingGraph: # a spiking network with `run` and `report` | 带有 `run` 与 `report` 的脉冲网络
     "Convert by the preset of this converter | 按本转换器的预设转换"
     rules = [*(self.rules if self.given_rules else []), *all_rules()] + ([FallbackRule()] if self.fallback else [])
-    net = twin(ann)
+    net = open_up(twin(ann))
     device = self.device or _device(net)
     if device is not None and device.type == 'meta': raise ConversionError("there are no numbers on the device 'meta', so nothing can be calibrated there")
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
         if self.device is not None: net = net.to(device)
-        try: gm = mark(out_of_place(trace(net, rules)))
+        try: gm = out_of_place(trace(net, rules))
         except ConversionError as e: return self._by_module(net, rules, device, e)
+        feed = _feed(self.dataloader, _inputs(gm), device, self.progress)
+        first = next(feed, None)
+        gm = mark(respell(_fix(gm, first or ())))
         _tidy(gm, rules, self.fallback)
         check(gm, rules, self.strict)
-        feed = _feed(self.dataloader, _inputs(gm), device, self.progress)
-        if (first := next(feed, None)) is None: raise InputError("the data loader gave no batch, so there is nothing to calibrate with: is it empty, or a generator that is used up?")
+        if first is None: raise InputError("the data loader gave no batch, so there is nothing to calibrate with: is it empty, or a generator that is used up?")
         few = tuple(x[:8] for x in first)                                        # enough to see shapes and to compare | 看形状、作比较已经够了
         want, got = _first(net, gm, few)
         _agree(want, got, net)

@@ -105,9 +105,8 @@ def plot(self: Report) -> Any: # the two axes | 两个坐标轴
     fig.tight_layout()
     return a, b
 
-def _describe(snn, path, m, want, xs, ys, T): # one row | 一行
-    site, hook = dict(snn.made.ann[0].named_modules())[path], snn.made.stats[path]
-    z, a = want[path]
+def _describe(path, site, hook, m, want, xs, ys, T): # one row | 一行
+    z, a = want
     got, said = m.code.read(xs.sum(0), T), m.code.read(ys.sum(0), T)
     z = a if site.kind == 'running' else z
     parts, cap, th = split_error(m, T, z, a, got, said), capacity(m, T), m.v_threshold
@@ -135,35 +134,43 @@ def report(self: SpikingGraph,
     p = next((t for t in self.parameters()), None)
     if p is not None: self.made.ann[0].to(p.device, p.dtype)
     want, seen = site_values(self.made.ann[0], x)
+    sites, running = dict(self.made.ann[0].named_modules()), [n for n, m in self.named_modules() if isinstance(m, Running)]
     r, N, path_of, spiking = Report(), len(x[0]), {v: k for k, v in self.made.sites.items()}, [False]
     def visit(path, m, xs, ys):
         layer = m.f if isinstance(m, Once) else m
-        if isinstance(m, CodedNeuron) and path in path_of: r.sites.append(_describe(self, path_of[path], m, seen, xs, ys, T)); spiking[0] = True
+        if isinstance(m, CodedNeuron) and path in path_of: at = path_of[path]; r.sites.append(_describe(at, sites[at], self.made.stats[at], m, seen[at], xs, ys, T)); spiking[0] = True
         elif isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
             on = xs.flatten(0, 1) != 0
             dense = synapses(layer, torch.ones_like(xs[0])) / N
             r.layers.append(dict(layer=path, input='spikes' if spiking[0] else 'numbers', ops=synapses(layer, on) / N, dense=dense))
     layerwise(self, tuple(x), T, visit)
     ys = self.run(tuple(x), T, all_steps=True)
-    if not isinstance(ys, Tensor): raise InputError("a report needs a network with one tensor as its output")
-    r.whole = _whole(self, r, ys, want, labels, tolerance, T)
-    r.notes = _notes(self, r)
-    return r
+    return _sum_up(self, r, ys, want, labels, tolerance, T, [f'{n} ({sites[n].op})' if isinstance(sites.get(n), Site) else n for n in running])
 
 # %% ../../nbs/ann2snn/14_report.ipynb #1e3f2668
-def _whole(snn, r, ys, want, labels, tolerance, T):
+def _sum_up(snn, r, ys, want, labels, tolerance, T, running):
+    if not isinstance(ys, Tensor): raise InputError("a report needs a network with one tensor as its output")
+    r.whole = _whole(snn, r, ys, want, labels, tolerance, T, running)
+    r.notes = _notes(snn, r)
+    return r
+
+def _whole(snn, r, ys, want, labels, tolerance, T, running):
     errors = [nmse(y, want) for y in ys]
     ac = sum(v['ops'] for v in r.layers if v['input'] == 'spikes'); mac = sum(v['ops'] for v in r.layers if v['input'] == 'numbers')
-    dense, running = sum(v['dense'] for v in r.layers), [n for n, m in snn.named_modules() if isinstance(m, Running)]
+    dense = sum(v['dense'] for v in r.layers)
     top = lambda y: y.argmax(1)
     acc = {} if labels is None else {'accuracy': (top(ys[-1]) == labels).double().mean().item(), 'accuracy of the original': (top(want) == labels).double().mean().item()}
-    sites = dict(snn.made.ann[0].named_modules())
-    return {'preset': snn.made.parts.name, 'code': repr(snn.code), 'steps': T, 'calibration samples': snn.made.samples, 'NMSE': errors[-1],
+    return {'preset': snn.made.parts.name, 'code': repr(snn.code), 'steps': T, **({'steps, layer after layer': T * _depth(snn)} if snn.code.waits else {}), 'calibration samples': snn.made.samples, 'NMSE': errors[-1],
             **({'agreement': (top(ys[-1]) == top(want)).double().mean().item()} if want.dim() > 1 else {}), **acc,
             'first T within tolerance': next((t for t, e in enumerate(errors, 1) if e <= tolerance), None), 'spikes a sample': sum(s['spikes'] for s in r.sites),
             'synaptic operations': ac, 'multiplications': mac, 'energy, estimate (J)': ac * ENERGY['AC'] + mac * ENERGY['MAC'],
-            'energy of the original, estimate (J)': dense * ENERGY['MAC'], 'operators that do not spike': [f'{n} ({sites[n].op})' if n in sites and isinstance(sites[n], Site) else n for n in running],
+            'energy of the original, estimate (J)': dense * ENERGY['MAC'], 'operators that do not spike': running,
             'batch norms folded': snn.made.folded, 'tried': {k: float(f'{v:.2g}') for k, v in snn.made.tried.items()}, 'NMSE over T': errors}
+
+def _depth(snn): # neurons on the longest way | 最长的路上有几层神经元
+    deep = {}
+    for n in snn.graph.nodes: deep[n] = max((deep[a] for a in n.all_input_nodes), default=0) + (n.op == 'call_module' and isinstance(snn.get_submodule(n.target), CodedNeuron))
+    return max(deep.values())
 
 def _notes(snn, r):
     w, notes = r.whole, []

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
-from ..base import InputError
+from ..base import InputError, SnnError
 from ..functional import reset_net
 from .codes import Code, RateCode
 from .graph import ConversionError, _claims, _foreign
-from .network import Parts, _positive, _step_by_step
-from .neurons import Running
+from .network import Parts, _expects, _positive, _refusal, _seen, _shapes, _step_by_step
+from .neurons import CodedNeuron, Running
+from .report import Report, _describe, _sum_up, synapses
 from .rules import BaseRule, MaxPoolRule
 from .statistics import ChannelHook, threshold_optimizer
 
@@ -41,6 +42,7 @@ class Seat(nn.Module):
     ) -> Any: # the activation, the spikes, or their mean | 激活值、脉冲，或脉冲的平均值
         "As the mode says | 按当前模式"
         i, self.call = self.call, self.call + 1
+        if self.mode == 'plain': return self.f(*args, **kwargs)                 # as the original | 同原网络
         if self.mode == 'watch': return self._watch(i, args, kwargs)
         if i >= len(self.nodes): raise ConversionError(f"layer {self.path!r} is called {i + 1} times on this input, but on the calibration data it was called {len(self.nodes)} times: "
                                                        "calibrate with data that take every path")
@@ -64,7 +66,7 @@ def _watch(self: Seat, i, args, kwargs):
     self.busy = False
     if self.kind in ('relu', 'pointwise'):
         if i == len(self.hooks): self.hooks.append(ChannelHook(-1 if y.dim() < 4 else 1))
-        self.hooks[i](y)
+        self.hooks[i](y if y.dim() > 1 else y[:, None])
     elif i == len(self.hooks): self.hooks.append(None)
     return y
 
@@ -137,13 +139,30 @@ def run(self: SpikingTree,
     if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
     self._forget(); self._set('spike')
     try:
-        y = _step_by_step(self, x, T, all_steps)
+        y = self._named(_step_by_step, self, x, T, all_steps)
         self._set('audit', T)
         again, last = self(*x), tree_map(lambda v: v[-1] if isinstance(v, Tensor) else v, y) if all_steps else y
         self._check(again, last, x)
     finally: self._set('spike'); self._forget()
     return y
 
+# %% ../../nbs/ann2snn/17_tree.ipynb #c9196a2f
+@patch
+def _named(self: SpikingTree, f, *args): # name the layer where something fails | 失败时给出是哪一层
+    at, inside = [], {n: m for n, m in self.net.named_modules() if n and not isinstance(m, Seat)}
+    def note(name, m, a): # the innermost that does not come back | 最里面没有返回的那一层
+        at[:] = [(name, m, _shapes(a))]
+    hooks = [m.register_forward_pre_hook(lambda m, a, n=n: note(n, m, a)) for n, m in inside.items() if not [*m.children()]]
+    try: return f(*args)
+    except SnnError: raise
+    except Exception as e:
+        if not at: raise
+        name, m, got = at[0]
+        raise InputError(_refusal(f"layer {name!r} ({type(m).__name__})", _expects(m), got, e) + _seen(self)) from e
+    finally:
+        for h in hooks: h.remove()
+
+# %% ../../nbs/ann2snn/17_tree.ipynb #da7125f7
 @patch
 def _check(self: SpikingTree, again, said, x):
     wrong = [s.path for s in self.seats if s.wrong is not None or s.call != len(s.sums)]
@@ -169,17 +188,54 @@ def convert_tree(
 ) -> SpikingTree: # the spiking network | 脉冲网络
     "Convert module by module | 逐模块转换"
     tree, code, optimizer, few = SpikingTree(net.eval(), rules), RateCode(), threshold_optimizer(parts.threshold, T), None
+    kept, samples = None, 0
     for b in batches:
-        few = tuple(v[:8] for v in b) if few is None else few
+        few, kept, samples = few if few is not None else tuple(v[:8] for v in b), b if kept is None else kept, samples + len(b[0])
         tree(*b)
     for s in tree.seats:
         for h in s.hooks:
             f = None if s.kind == 'relu' else s.f
             s.nodes.append(Running(s.f, code, _slots(s)) if h is None else parts.neuron(optimizer.compute_threshold(h), code, f, f is None or _positive(f)))
-    tree.made = SimpleNamespace(code=code, T=T, parts=parts)
+    tree.made = SimpleNamespace(code=code, T=T, parts=parts, sample=tuple(v[:64] for v in kept or ()), samples=samples, folded=0, tried={})
     if not any(s.nodes for s in tree.seats): raise ConversionError(f"{why}. It has no activation modules either")
     try: tree.run(few, min(T, 4))
     except ConversionError as e: raise ConversionError(f"{why}. Nor can it be converted module by module: {e}") from e
     return tree
 
 def _slots(s): return tuple(range(8)) if s.kind == 'running' else (0,)
+
+# %% ../../nbs/ann2snn/17_tree.ipynb #3e01edb9
+def _listen(where, key): return lambda m, a, y: where.setdefault(key, []).append((a[0], y))
+
+@patch
+@torch.no_grad()
+def report(self: SpikingTree,
+    x: Tensor | tuple[Tensor, ...] | None = None, # inputs, `[N, *]`; `None`: the calibration data that were kept | 输入，`[N, *]`；`None` 表示留下的校准数据
+    T: int | None = None,                         # number of steps; `None`: as converted for | 步数；`None` 表示转换时所定
+    labels: Tensor | None = None,                 # for accuracy, `[N]` | 用于精度，`[N]`
+    tolerance: float = 1e-3,                      # NMSE at which the network has arrived | 视为已经到达的 NMSE
+) -> Report: # print it, or look at it in a notebook | 可打印，或在笔记本里查看
+    "Where the error comes from and what it costs | 误差来自哪里，代价是多少"
+    T, x = self.made.T if T is None else T, self.made.sample if x is None else tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    coded = [(s, i, n) for s in self.seats for i, n in enumerate(s.nodes) if isinstance(n, CodedNeuron)]
+    names = {m: n for n, m in self.net.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
+    seen, steps, layers = {}, {}, {}
+    taps = [s.f.register_forward_hook(_listen(seen, s)) for s in self.seats]
+    self._set('plain')
+    try: want = self(*x)
+    finally:
+        self._set('spike')
+        for t in taps: t.remove()
+    taps = [n.register_forward_hook(_listen(steps, n)) for _, _, n in coded] + [m.register_forward_hook(_listen(layers, m)) for m in names]
+    try: ys = self.run(x, T, all_steps=True)
+    finally:
+        for t in taps: t.remove()
+    r, N = Report(), len(x[0])
+    for s, i, n in coded:
+        xs, said = map(torch.stack, zip(*steps[n]))
+        path = s.path if len(s.nodes) == 1 else f'{s.path} #{i + 1}'
+        r.sites.append(_describe(path, SimpleNamespace(kind=s.kind, op=type(s.f).__name__, source=''), s.hooks[i], n, (seen[s][i][0], seen[s][i][1]), xs, said, T))
+    for m, calls in layers.items(): # the last calls are those of the audit | 最后的调用属于审计
+        xs = [a for a, _ in calls[:len(calls) * T // (T + 1)]]
+        r.layers.append(dict(layer=names[m], input='spikes' if not torch.equal(xs[0], xs[-1]) else 'numbers', ops=sum(synapses(m, v != 0) for v in xs) / N, dense=sum(synapses(m, torch.ones_like(v)) for v in xs) / T / N))
+    return _sum_up(self, r, ys, want, labels, tolerance, T, [f'{s.path} ({type(s.f).__name__})' for s in self.seats if any(isinstance(n, Running) for n in s.nodes)])
