@@ -52,16 +52,21 @@ def fire(
 class _Choose(torch.autograd.Function):
     generate_vmap_rule = True
     @staticmethod
-    def forward(s, a, b): return torch.where(s == 1, a, s * a + (1 - s) * b)
+    def forward(s, a, b): return torch.where(s == 1, a, torch.where(s == 0, b, s * a + (1 - s) * b))
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.numbers = [None if isinstance(i, Tensor) else i for i in inputs]
-        ctx.save_for_backward(*(i if isinstance(i, Tensor) else None for i in inputs))
+        tensors = [i if isinstance(i, Tensor) else None for i in inputs]
+        ctx.save_for_backward(*tensors); ctx.save_for_forward(*tensors)
     @staticmethod
     def backward(ctx, g):
         s, a, b = (n if i is None else i for i, n in zip(ctx.saved_tensors, ctx.numbers))
         grads = g * (a - b), g * s, g * (1 - s)
         return tuple(d.sum_to_size(i.shape) if n else None for d, i, n in zip(grads, (s, a, b), ctx.needs_input_grad))
+    @staticmethod
+    def jvp(ctx, *changes): # the same, forwards | 同样的规则，沿前向
+        s, a, b = (n if i is None else i for i, n in zip(ctx.saved_tensors, ctx.numbers))
+        return sum(d * w for d, w in zip(changes, (a - b, s, 1 - s)) if d is not None)
 
 def where(
     s: Tensor, # spikes: true or false, or 0 and 1 with a gradient, `[N, *]` | 脉冲：真假值，或带梯度的 0 和 1，`[N, *]`

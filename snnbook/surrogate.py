@@ -25,11 +25,18 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, ctx.alpha, ctx.gradient = inputs
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x); ctx.save_for_forward(x)
     @staticmethod
     def backward(ctx, grad): return grad * ctx.gradient(ctx.saved_tensors[0], ctx.alpha), None, None
+    @staticmethod
+    def jvp(ctx, change, *_): return change * ctx.gradient(ctx.saved_tensors[0], ctx.alpha) # the same slope, in forward mode | 同样的斜率，用于前向模式
 
 # %% ../nbs/01_surrogate.ipynb #876f7b9d
+def _complete(cls): # a base class alone has no slope to lend | 基类自身没有可借的斜率
+    step = getattr(cls.spiking_function, '__func__', None)
+    if cls.gradient is None and cls.forward.__module__ == step.__module__ == __name__ if step else False: raise InputError(
+        f"{cls.__name__} has no gradient. Derive a class with a primitive_function and its gradient, or take one that is there, as ATan()")
+
 class SurrogateFunction(nn.Module):
     "A step whose gradient is that of a smooth primitive | 阶跃函数，梯度取自一个光滑的原函数"
     alpha: float = 1. # the default of each class | 各个类的默认值
@@ -40,8 +47,12 @@ class SurrogateFunction(nn.Module):
         spiking: bool = True,  # a step; or the smooth primitive itself | 为真则是阶跃，否则是光滑的原函数
     ):
         super().__init__()
-        self.alpha, self.spiking = type(self).alpha if alpha is None else alpha, spiking
-        if not self.alpha > 0: raise InputError(f"{type(self).__name__}: alpha must be > 0, not {alpha}")
+        alpha = type(self).alpha if alpha is None else alpha
+        try: fine = not isinstance(alpha, (str, nn.Parameter)) and bool(alpha > 0)
+        except (TypeError, RuntimeError): fine = False
+        if not fine: raise InputError(f"{type(self).__name__}: alpha must be > 0, not {alpha!r}")
+        self.alpha, self.spiking = alpha, spiking
+        _complete(type(self))
     def forward(self,
         x: Tensor, # distance to the threshold, any shape | 到阈值的距离，任意形状
     ) -> Tensor: # spikes 0 or 1, same shape | 脉冲 0 或 1，形状相同
@@ -175,6 +186,7 @@ class MultiArgsSurrogateFunctionBase(SurrogateFunction):
         nn.Module.__init__(self)
         self.spiking, self._names = spiking, tuple(numbers)
         for name, value in numbers.items(): setattr(self, name, value)
+        _complete(type(self))
     def forward(self,
         x: Tensor, # distance to the threshold, any shape | 到阈值的距离，任意形状
     ) -> Tensor: # spikes 0 or 1, same shape | 脉冲 0 或 1，形状相同

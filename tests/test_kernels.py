@@ -566,3 +566,25 @@ def test_potentials_stored_step_by_step():
     assert torch.equal(copy.deepcopy(node).v_seq, whole.v_seq)
     node.reset()
     assert node.v_seq is None
+
+
+@pytest.mark.parametrize('name', NODES)
+def test_forward_mode_gives_the_derivative_of_backward_mode(name):
+    torch.manual_seed(0)
+    x, change = torch.randn(2, 5, 4, dtype=torch.float64)
+    for kwargs in dict(v_reset=None), dict(v_reset=-.1, detach_reset=True):
+        node = make(name, step_mode='m', **kwargs).double()
+
+        def total(x, node=node): node.reset(); return node(x).sum()
+        leaf = x.clone().requires_grad_()
+        torch.testing.assert_close(torch.func.jvp(total, (x,), (change,))[1], (torch.autograd.grad(total(leaf), leaf)[0] * change).sum())
+
+
+@pytest.mark.parametrize('v_reset', [None, 0.])
+def test_infinities_are_the_same_however_it_runs(v_reset):
+    x, out = torch.randn(6, 5), []
+    x[1, :4] = torch.tensor([math.nan, math.inf, -math.inf, 1e-42])
+    for backend in 'torch', 'numba':
+        node = neuron.IFNode(v_reset=v_reset, step_mode='m', backend=backend)
+        out.append((node(x), node.v))
+    for a, b in zip(*out): torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
