@@ -147,3 +147,20 @@ def test_no_commit_holds_the_state_of_widgets():
     from pathlib import Path
     root = Path(__file__).parent.parent
     for p in (root/'nbs').rglob('*.ipynb'): assert 'widgets' not in json.loads(p.read_text(encoding='utf-8'))['metadata'], p
+
+def test_an_explorer_of_one_s_own_leaves_the_random_numbers_alone():
+    "Also the first time; and what cannot be shown is refused in words"
+    from snnbook.ann2snn import VoltageHook
+    from snnbook.base import SnnError
+    from snnbook.layer.stdp import STDPLearner
+    from snnbook.surrogate import ATan, QPseudoSpike, SurrogateFunction
+    own = VoltageHook(); own(torch.arange(1., 40).view(-1, 3))
+    before, kind = torch.get_rng_state(), torch.get_default_dtype()
+    for e in (widgets.threshold_explorer([own]), widgets.neuron_explorer(neuron.LIFNode(3., step_mode='m')), widgets.surrogate_explorer(ATan(3.)),
+              widgets.surrogate_explorer(QPseudoSpike(1.5)), widgets.stdp_explorer(STDPLearner(4., 8., lambda w: 1 - w, lambda w: w))):
+        assert 10 <= e.html().count('<div data-frame') <= 20
+    assert torch.equal(before, torch.get_rng_state()) and torch.get_default_dtype() is kind
+    far = VoltageHook(); far(torch.tensor([[1., float('inf')]]))
+    for wrong in (lambda: widgets.threshold_explorer(far).words(), lambda: widgets.threshold_explorer(own, steps=None), lambda: widgets.neuron_explorer(neuron.SlidingPSN(2)),
+                  lambda: widgets.surrogate_explorer(SurrogateFunction()), lambda: widgets.neuron_explorer(T=True)):
+        with pytest.raises(SnnError): wrong()

@@ -17,5 +17,7 @@ def __getattr__(name): # called for a name that is not there yet | 访问还不�
     if name in _rooms: return getattr(importlib.import_module(f'{__name__}.{_rooms[name]}'), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+__all__ = list(_rooms) # for `import *` | 供 `import *` 使用
+
 def __dir__(): # for completion in an editor | 供编辑器补全
     return sorted([*globals(), *_rooms])

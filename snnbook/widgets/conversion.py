@@ -72,7 +72,7 @@ def _view(fig, r):
     ax['bars'].barh(range(len(y)), y, color=[plot.PALETTE[1] if i == best else plot.PALETTE[0] for i in range(len(y))])
     if r.goal is not None: ax['bars'].plot(r.goal, range(len(y)), 'k|', ms=9, mew=2)
     both = torch.cat([r.mean[1:].flatten(), *([r.goal] if r.goal is not None else [])])
-    ax['bars'].set(xlabel=r'$\hat y_t$', yticks=range(len(y)), xlim=(float(both.min()) * 1.1, float(both.max()) * 1.1))
+    ax['bars'].set(xlabel=r'$\hat y_t$' + (r'  ($\mathbf{|}$ $y$)' if r.goal is not None else ''), yticks=range(len(y)), xlim=(float(both.min()) * 1.1, float(both.max()) * 1.1))
 
 def _said(r):
     best = int(r.mean[r.t - 1].argmax()); since = settled(r.mean[:r.t])
@@ -91,7 +91,7 @@ def conversion_explorer(
     if not isinstance(snn, nn.Module) or not any(isinstance(m, MemoryModule) for m in snn.modules()): raise InputTypeError("conversion_explorer takes a spiking network: convert one with Converter first")
     if not any(isinstance(m, (BaseNode, CodedNeuron)) for m in snn.modules()): raise InputError("this network has no neuron of snnbook.neuron whose spikes could be shown")
     if not isinstance(images, Tensor) or images.dim() < 2 or not len(images): raise InputError("images must be a tensor [N, *] with at least one image")
-    if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
+    if not isinstance(T, int) or isinstance(T, bool) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
     if ann is not None and not isinstance(ann, nn.Module): raise InputTypeError(f"ann is the original network, not {type(ann).__name__}")
     snn = copy.deepcopy(snn).eval(); set_step_mode(snn, 's')
     kept = {}

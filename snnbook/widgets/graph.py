@@ -57,6 +57,10 @@ class Trial(NamedTuple):
     x: Tensor
     y: Tensor
 
+def _numbers(x): # as a tensor | 变成张量
+    try: return torch.as_tensor(x).detach().double()
+    except (TypeError, ValueError, RuntimeError): raise InputTypeError(f"x must be a tensor or an array of numbers [T, N, *], not {type(x).__name__}") from None
+
 class Runs:
     "A network, run again only when it must be | 只在必要时才重新运行的网络"
     def __init__(self,
@@ -68,7 +72,7 @@ class Runs:
     ):
         self.graph, self.T, self.peer, self.given, self.nets, self.seen = load(graph), T, peer, given, {}, {}
         self.plan = plan(self.graph); found = shapes(self.plan, [])
-        self.x = None if x is None else torch.as_tensor(x).detach().double()
+        self.x = None if x is None else _numbers(x)
         if x is not None and len(self.plan.inputs) > 1: raise InputError(f"the graph has the inputs {self.plan.inputs}, so leave x out: random spikes are given to each")
         if x is not None and (self.x.dim() < 3 - (not found[self.plan.inputs[0]][1]) or not self.x.shape[1] or not len(self.x)):
             raise InputError(f"x must be [T, N, *] with at least one step and one sample, not {list(self.x.shape)}")
@@ -168,8 +172,9 @@ def _passing(ax, y, name): # what passes by, as a raster or as colour | 经过�
     if y.numel() and len(y[y != 0].unique()) <= 1: plot.raster(y, ax=ax)
     else:
         ax.imshow(y.T, aspect='auto', origin='lower', cmap='RdBu_r', vmin=-(top or 1), vmax=top or 1); ax.set(xlabel='$t$')
+    plot._whole(ax.xaxis, ax.yaxis)
     if y.shape[1] < 2: ax.set_yticks([0])
-    ax.set(ylabel='$i$' if k == 1 else f'$i/{k}$', title=rf'$|{name}| \leq {top:.3g}$')
+    ax.set(ylabel='$i$' if k == 1 else f'$i/{k}$', title=rf'$|{name}| \leq$ {top:.3g}')
 
 def _work(fig, r):
     ax = fig.subplots(1, 3, width_ratios=[1, 1.3, 1.3]); fig.subplots_adjust(.08, .19, .99, .9, .26)
@@ -177,10 +182,12 @@ def _work(fig, r):
 
 _ZH = dict(keeps='保留', gain='增益', fires='发放条件', reset='复位', steps='步数', kernel='核', stride='步幅', padding='填充', kernel_size='核', **{'current keeps': '电流保留', 'current gain': '电流增益', 'leaks to': '泄漏至'})
 
+def _one(name): return name.replace(' | ', ' ¦ ') # not a pair of languages | 不是一对语言
+
 def _is(r): # words for a node | 节点的文字
     shape = lambda s: '?' if s is None else '×'.join(map(str, s)) or '1'
-    p = '\n'.join(f'{k} = {v}' for k, v in r.numbers.items()); s, io = ' + '.join(r.sources), f'{shape(r.into)} → {shape(r.out)}'
-    return f'{r.name}: {r.node.type}, {io}' + (f', from {s}' if s else '') + f'\n{p} | {r.name}：{r.node.type}，{io}' + (f'，来自 {s}' if s else '') + f'\n{p}'
+    p = '\n'.join(f'{k} = {v}' for k, v in r.numbers.items()); s, io, name = _one(' + '.join(r.sources)), f'{shape(r.into)} → {shape(r.out)}', _one(r.name)
+    return f'{name}: {r.node.type}, {io}' + (f', from {s}' if s else '') + f'\n{p} | {name}：{r.node.type}，{io}' + (f'，来自 {s}' if s else '') + f'\n{p}'
 
 def _does(r): # words for what it does | 它所做之事的文字
     en, zh = ', '.join(f'{k} {v}' for k, v in r.step.items()) or '-', '，'.join(f'{_ZH.get(k, k)} {v}' for k, v in r.step.items()).replace('复位 to', '复位至').replace('subtract', '减去阈值') or '-'
@@ -198,7 +205,7 @@ def _graph_of(source, x, given): # the graph, and conventions that come with it 
         return export_to_nir(source, None), {'dt': c.dt, **{k: v for k, v in vars(c).items() if v != getattr(usual, k)}, **given}
     if not isinstance(source, nn.Module): return source, given
     if x is None: raise InputError(f"{type(source).__name__} does not say what it takes: nir_explorer(net, x) with an input x [T, N, *]")
-    x, seq = torch.as_tensor(x), 'm' in {getattr(m, 'step_mode', None) for m in source.modules()}
+    _numbers(x); x, seq = torch.as_tensor(x), 'm' in {getattr(m, 'step_mode', None) for m in source.modules()}
     if x.dim() < 3 or not len(x): raise InputError(f"x must be [T, N, *] with at least one step, not {list(x.shape)}")
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', NIRWarning) # what other readers would miss is known here | 其他读取方会漏掉的，这里都知道
@@ -224,7 +231,7 @@ def nir_explorer(
     **given: Any,          # fields of `Conventions`, such as `dt` | `Conventions` 的字段，例如 `dt`
 ) -> Explorer: # shows itself in a notebook | 在笔记本里会自己显示
     "Pick a node of a NIR graph and see what it is and does | 挑选 NIR 图的一个节点，看它是什么、做什么"
-    if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
+    if not isinstance(T, int) or isinstance(T, bool) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
     graph, given = _graph_of(source, x, given)
     graph = load(graph)
     c = conventions(peer, hints(graph.metadata), **given)
@@ -235,7 +242,7 @@ def nir_explorer(
     node = next((k for k in names if 'v_threshold' in runs.plan.nodes[k].params), next((k for k in names if k not in runs.plan.inputs), names[0]))
     steps = {f'{t:g}': t for t in sorted({*(float(f'{t:.3g}') for t in STEPS), dt})}
     strength = 1. if x is not None else _start(runs, node, dt, c.method)
-    controls = dict(node=choice('node | 节点', names, node), dt=choice('dt (s)', steps, dt, slide=True), method=choice('method | 方法', ['euler', 'exact', 'mixed'], c.method),
+    controls = dict(node=choice('node | 节点', {_one(k): k for k in names}, node), dt=choice('dt (s)', steps, dt, slide=True), method=choice('method | 方法', ['euler', 'exact', 'mixed'], c.method),
                     strength=choice('strength | 强度', {f'{s:g}': float(f'{s:.3g}') for s in STRENGTHS}, strength, slide=True))
     if x is None: controls['rate'] = slider('rate | 概率', 0., 1., .2, .05)
     if x is None:
@@ -244,7 +251,8 @@ def nir_explorer(
         def work(node, dt, method, strength): return runs.trial(node, dt, method, strength)
     drawn = Map(graph)
     frames = ('node', names) if 10 <= len(names) <= 20 else ('dt', [t for t in steps.values() if _runs(runs, node, t, c.method, strength)][:16])
-    return Explorer(controls, Part(lambda node: look(graph, node), drawn.view, _is, drawn.size), Part(work, _work, _does, (8.4, 2.5)), frames=frames if len(frames[1]) > 1 else None, lang=lang)
+    if len(frames[1]) < 10: frames = 'strength', [*controls['strength'].options['options'].values()] # a small step only | 只能用很小的步长
+    return Explorer(controls, Part(lambda node: look(graph, node), drawn.view, _is, drawn.size), Part(work, _work, _does, (8.4, 2.5)), frames=frames, lang=lang)
 
 def _runs(runs, *how): # is there an answer? | 有回答吗？
     try: return runs.trial(*how) is not None

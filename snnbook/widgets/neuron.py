@@ -68,7 +68,7 @@ def _build(model, tau, theta, reset): # a neuron by name | 按名字造神经元
     return NODES[model](v_threshold=theta, v_reset=None if reset == 'soft' else 0., **kwargs)
 
 def _view(fig, r):
-    ax = fig.subplot_mosaic('xf;sf;vf', width_ratios=[2.6, 1], height_ratios=[1.2, .4, 3]); fig.subplots_adjust(.07, .17, .98, .97, .2, .12)
+    ax = fig.subplot_mosaic('xf;sf;vf', width_ratios=[2.6, 1], height_ratios=[1.2, .4, 3]); fig.subplots_adjust(.085, .17, .98, .97, .2, .12)
     theta, low, high = float(r.node.v_threshold), min(0., float(r.x.min())), max(1., float(r.x.max()))
     ax['x'].step(range(len(r.x)), r.x, where='mid'); ax['x'].set(ylabel='$x$', ylim=(low - .1 * high, 1.15 * high), xticklabels=[])
     plot.raster(r.s, color=plot.PALETTE[0], ax=ax['s']); ax['s'].set(xlabel='', ylabel='$s$', yticks=[], xticklabels=[])
@@ -89,13 +89,13 @@ def neuron_explorer(
     lang: str|None = None,      # `'en'`, `'zh'`, or as `SNNBOOK_LANG` says | `'en'`、`'zh'`，或按 `SNNBOOK_LANG`
 ) -> Explorer: # shows itself in a notebook | 在笔记本里会自己显示
     "Move the constants of a neuron and watch it fire | 移动神经元的常数，看它发放"
-    if node is not None and not isinstance(node, BaseNode): raise InputTypeError(f"neuron_explorer takes a neuron of snnbook.neuron, not {type(node).__name__}")
-    if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
+    if node is not None and not isinstance(node, BaseNode): raise InputTypeError(f"neuron_explorer takes a neuron that charges, fires and resets at every step, such as LIFNode(); this is {node!r}")
+    if not isinstance(T, int) or isinstance(T, bool) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
     if node is not None and torch.as_tensor(node.v_threshold).numel() != 1: raise InputError("this neuron has one threshold for each of many neurons: give one with a single threshold")
     theta = 1. if node is None else float(node.v_threshold)
     size = max(1., abs(theta)) # so that the input is of the size of the threshold | 让输入与阈值同一量级
     given = dict(kind=choice('input | 输入', KINDS), strength=slider('strength | 强度', 0., 3 * size, 1.3 * size),
-                 times=typed('times | 时刻', '5 20 22 24 60', when=lambda v: v['kind'] == 'times'))
+                 times=typed('times | 时刻', ' '.join(str(t) for t in (5, 20, 22, 24, 60) if t < T) or '0', when=lambda v: v['kind'] == 'times'))
     if node is None:
         def model(model, tau, theta, reset, kind, strength, times): return respond(_build(model, tau, theta, reset), drive(kind, strength, times, T))
         own = dict(model=choice('neuron | 神经元', [*NODES], 'LIF'), tau=slider('τ', 1.1, 20., 5., .1, when=lambda v: v['model'] != 'IF'))

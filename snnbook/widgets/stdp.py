@@ -41,7 +41,7 @@ def pairing(
 ) -> Pairing: # spikes `[T]`, traces `[T, 2]`, weight `[T]`, and the window | 脉冲 `[T]`、迹 `[T, 2]`、权重 `[T]`，以及时间窗
     "Pairs of spikes through the STDP learner | 一对对脉冲通过 STDP 学习器"
     pre, post = (_train([t + 25 * k for k in range(pairs)], T) for t in (t_pre, t_post))
-    syn = nn.Linear(1, 1, bias=False); nn.init.constant_(syn.weight, .5)
+    syn = nn.utils.skip_init(nn.Linear, 1, 1, bias=False); nn.init.constant_(syn.weight, .5)
     learner = copy.deepcopy(learner) if learner else STDPLearner(1., 1., torch.ones_like, torch.ones_like)
     learner.tau_pre, learner.tau_post, learner.step_mode = tau_pre, tau_post, 's'
     learner.reset(); w0, traces, w = syn.weight.detach().clone(), [], []
@@ -57,8 +57,8 @@ def pairing(
 def _view(fig, r):
     ax = fig.subplot_mosaic('aw;bw', width_ratios=[2.2, 1]); fig.subplots_adjust(.07, .17, .98, .97, .28, .12)
     for k, (s, c) in enumerate([(r.pre, plot.PALETTE[0]), (r.post, plot.PALETTE[1])]):
-        ax['a'].vlines(s.nonzero()[:, 0], 0, 1.15, color=c, lw=2.5, alpha=.5); ax['a'].plot(r.traces[:, k], color=c)
-    ax['a'].set(ylabel=r'$x_\mathrm{pre}$, $x_\mathrm{post}$', xticklabels=[]); ax['b'].step(range(len(r.w)), r.w, where='post', color='k')
+        ax['a'].vlines(s.nonzero()[:, 0], 0, 1.15, color=c, lw=2.5, alpha=.5); ax['a'].plot(r.traces[:, k], color=c, label=(r'$x_\mathrm{pre}$', r'$x_\mathrm{post}$')[k])
+    ax['a'].set(ylabel='$x$', xticklabels=[], ylim=(-.08, 1.45 * max(1.1, float(r.traces.nan_to_num(0).max())))); ax['a'].legend(loc='upper right', ncols=2); ax['b'].step(range(len(r.w)), r.w, where='post', color='k')
     ax['b'].set(xlabel='$t$', ylabel='$w$', ylim=(min(.3, float(r.w.min()) - .02), max(.7, float(r.w.max()) + .02)))
     d, y = r.window
     ax['w'].axhline(0, color='gray', lw=.6); ax['w'].plot(d[d < 0], y[d < 0], color=plot.PALETTE[1]); ax['w'].plot(d[d > 0], y[d > 0], color=plot.PALETTE[0])

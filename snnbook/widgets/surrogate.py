@@ -73,14 +73,22 @@ def surrogate_explorer(
     "Move the width of a surrogate and see what gradient arrives | 移动替代函数的宽度，看什么梯度会到达"
     if fn is not None and not isinstance(fn, SurrogateFunction): raise InputTypeError(f"surrogate_explorer takes a surrogate of snnbook.surrogate, not {type(fn).__name__}")
     if fn is not None and (not isinstance(getattr(fn, 'alpha', None), (int, float)) or 'alpha' not in getattr(fn, '_names', ['alpha'])): raise InputError(f"{type(fn).__name__} has no number alpha to move")
+    alpha, frames = (4., [.5, 1., 1.5, 2., 2.5, 3., 4., 5., 6., 7., 8., 10.]) if fn is None else (float(fn.alpha), [])
+    if fn is not None: _with(fn, alpha); frames = [a for a in (max(alpha * k / 8, min(.2, alpha / 8)) for k in range(1, 17)) if _works(fn, a)]
     options = SURROGATES if fn is None else {type(fn).__name__: lambda alpha: _with(fn, alpha)}
     def model(surrogate, alpha, tau, x, T, reset): return slope(options[surrogate](alpha), T=T, tau=tau, x=x, v_reset=None if reset == 'soft' else 0., detach=reset == 'hidden')
-    alpha = 4. if fn is None else float(fn.alpha)
-    controls = dict(surrogate=choice('surrogate | 替代函数', [*options]), alpha=slider('alpha', min(.2, alpha), max(10., 2 * alpha), alpha, .1), tau=slider('τ', 1.1, 20., 4., .1),
+    controls = dict(surrogate=choice('surrogate | 替代函数', [*options]), alpha=slider('alpha', min(.2, alpha / 8), max(10., 2 * alpha), alpha, .1), tau=slider('τ', 1.1, 20., 4., .1),
         x=slider('input | 输入', 0., 3., 1.2, .05), T=slider('T', 2, 64, 32),
         reset=choice('reset | 复位', {'hard | 硬复位': 'hard', 'hard, hidden from the gradient | 硬复位，对梯度隐藏': 'hidden', 'soft | 软复位': 'soft'}))
-    return Explorer(controls, Part(model, _view, _said, (8.4, 2.4)), frames=('alpha', [.5, 1., 1.5, 2., 2.5, 3., 4., 5., 6., 7., 8., 10.]), lang=lang)
+    return Explorer(controls, Part(model, _view, _said, (8.4, 2.4)), frames=('alpha', frames), lang=lang)
 
 def _with(fn, alpha): # a copy with another width | 换了宽度的副本
-    fn = copy.deepcopy(fn); fn.alpha = alpha
+    fn, u = copy.deepcopy(fn), torch.linspace(-2, 2, 9, requires_grad=True); fn.alpha = alpha
+    try: grad, = torch.autograd.grad(fn(u).sum(), u)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as e: raise InputError(f"{type(fn).__name__} gives no gradient at alpha = {alpha:g}: {e}") from e
+    if not grad.isfinite().all(): raise InputError(f"{type(fn).__name__} gives a gradient that is not finite at alpha = {alpha:g}")
     return fn
+
+def _works(fn, alpha):
+    try: return _with(fn, alpha) is not None
+    except InputError: return False

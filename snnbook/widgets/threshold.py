@@ -8,7 +8,7 @@ __all__ = ['MODES', 'Density', 'density', 'stairs', 'errors', 'best', 'Trade', '
 
 # %% ../../nbs/widgets/01_threshold.ipynb #4fb5fbc6
 import copy, functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,7 @@ def trade(
     "Everything that a threshold trades | 一个阈值的全部取舍"
     np, d = need('numpy'), density(tally, channel) if d is None else d
     high = float(tally.max if channel is None and not isinstance(tally, ChannelTally) else tally.max.max() if channel is None else tally.max[channel])
+    if not np.isfinite(high): raise InputError("the activations of this layer are not finite, so no threshold can be chosen")
     if high <= 0: raise InputError(f"{'this layer' if channel is None else f'channel {channel}'} never answered above zero on this data, so no threshold can be chosen")
     part = float(tally.quantile(percent / 100)) if isinstance(tally, Tally) else _quantile(d, percent / 100, high)
     lines = {'max': high, '%': part, 'x': scale * high, 'mse': best(d, T, v0)}
@@ -189,22 +190,22 @@ def _histogram(ax, r):
     for k, (name, t) in enumerate(r.lines.items()):
         on = t == r.theta
         ax.axvline(t, color='k' if on else 'gray', lw=2 if on else .7)
-        ax.text(t, n.max() * (1.22 - .09 * k), {'x': '×'}.get(name, name), ha='right', fontsize=8, weight='bold' if on else 'normal')
+        ax.text(t, .93 - .085 * k, {'x': '×'}.get(name, name) + ' ', transform=ax.get_xaxis_transform(), ha='right', fontsize=8, weight='bold' if on else 'normal')
     top = min(int(n.max()) + 1, 10)
-    ax.set(xlabel='$x$', ylabel='$n$', ylim=(bottom, n.max() * 1.32), yticks=range(top), yticklabels=['10' + '⁰¹²³⁴⁵⁶⁷⁸⁹'[k] for k in range(top)])
+    ax.set(xlabel='$x$', ylabel='$n$', ylim=(bottom, n.max() + .5 * (n.max() - bottom)), yticks=range(top), yticklabels=['10' + '⁰¹²³⁴⁵⁶⁷⁸⁹'[k] for k in range(top)])
 
 def _transfer(ax, r):
     np, high = need('numpy'), r.lines['max']
     x = np.linspace(0, high, 600); y = stairs(x, r.theta, r.T, r.v0); over = x > r.theta
     ax.plot(x, x, color='gray', ls='--', lw=.8)
-    ax.fill_between(x, x, y, where=~over, color=plot.PALETTE[0], alpha=.4, lw=0); ax.fill_between(x, x, y, where=over, color=plot.PALETTE[1], alpha=.4, lw=0)
-    ax.plot(x, y, color='k'); ax.axvline(r.theta, color='k', lw=.7, ls=':')
-    ax.set(xlabel='$x$', ylabel=r'$\hat x$', title=rf'$T={r.T}$, $\theta={r.theta:.3g}$')
+    for side, c, label in (~over, plot.PALETTE[0], r'$x\leq\theta$'), (over, plot.PALETTE[1], r'$x>\theta$'): ax.fill_between(x, x, y, where=side, color=c, alpha=.4, lw=0, label=label)
+    ax.plot(x, y, color='k'); ax.axvline(r.theta, color='k', lw=.7, ls=':'); ax.legend(loc='upper left', handlelength=1)
+    ax.set(xlabel='$x$', ylabel=r'$\hat x$', title=rf'$T={r.T}$, $\theta=$ {r.theta:.3g}')
 
 def _valley(ax, r):
     np, (t, clip, quant) = need('numpy'), r.curve
-    for y, c in (clip, plot.PALETTE[1]), (quant, plot.PALETTE[0]), (clip + quant, 'k'): ax.plot(t, np.log10(y + 1e-6), color=c)
-    ax.axvline(r.theta, color='k', lw=2); ax.plot(r.lines['mse'], np.log10(sum(errors(r.d, r.lines['mse'], r.T, r.v0)) + 1e-6), 'v', color=plot.PALETTE[2], ms=6)
+    for y, c, label in (quant, plot.PALETTE[0], r'$x\leq\theta$'), (clip, plot.PALETTE[1], r'$x>\theta$'), (clip + quant, 'k', 'Σ'): ax.plot(t, np.log10(y + 1e-6), color=c, label=label)
+    ax.axvline(r.theta, color='k', lw=2); ax.plot(r.lines['mse'], np.log10(sum(errors(r.d, r.lines['mse'], r.T, r.v0)) + 1e-6), 'v', color=plot.PALETTE[2], ms=6); ax.legend(loc='lower center', handlelength=1, frameon=True, facecolor='white', edgecolor='white')
     ax.set(xlabel=r'$\theta$', ylabel='$E$', ylim=(-6, .3), yticks=range(-6, 1, 2), yticklabels=['10⁻⁶', '10⁻⁴', '10⁻²', '1'])
 
 def view(
@@ -263,7 +264,7 @@ def hooks_of(
     if not found and isinstance(source, SpikingGraph): raise InputError("a converted network no longer has its hooks: give what it was made with, threshold_explorer(converter, ann)")
     if wrong := [n for n, h in found.items() if not isinstance(getattr(h, 'seen', None), (Tally, ChannelTally))]: raise InputTypeError(f"{wrong[0]!r} is no VoltageHook that has seen data")
     found = {n: h for n, h in found.items() if h.seen.count and bool((torch.as_tensor(h.seen.max) > 0).any())}
-    if not found: raise InputError("there is no hook that has seen an activation above zero: run data through the network first")
+    if not found: raise InputError("there is no hook that has seen a finite activation above zero: run data through the network first")
     return found
 
 # %% ../../nbs/widgets/01_threshold.ipynb #cb67840f
@@ -311,9 +312,10 @@ class _Measured: # curves of the modes tried so far | 迄今试过的各方式�
         else: self.runs[name] = tried(*self.args, mode, self.steps, percent, scale, T, v0, per)
     def view(self, fig, runs):
         ax = fig.subplots(1, 2); fig.subplots_adjust(.08, .18, .93, .95, .3)
-        if self.ann is not None: plot.curves(self.steps, {k: a for k, (a, e) in runs.items()}, ann=self.ann, ylabel='%', ax=ax[0])
+        if self.ann is None: ax = ax[::-1]
+        else: plot.curves(self.steps, {k: a for k, (a, e) in runs.items()}, ann=self.ann, ylabel='%', ax=ax[0])
         plot.curves(self.steps, {k: e for k, (a, e) in runs.items()}, ylabel='NMSE', log_y=True, ax=ax[1])
-        if self.ann is None: ax[0].set_visible(False)
+        if self.ann is None: ax[0].set_axis_off()
     def words(self, runs):
         k, (a, e) = [*runs.items()][-1]; i = len(self.steps) // 2; t = self.steps[i]
         acc = '' if a is None else f', {a[i]:.1f} %'
@@ -358,8 +360,9 @@ def threshold_explorer(
     ann = _network(source, ann)
     if x is not None and not isinstance(source, Converter): raise InputError("accuracy and error can be measured with a converter only: threshold_explorer(converter, ann, x, y)")
     if x is not None and (not isinstance(x, Tensor) or not len(x)): raise InputError("x must be a tensor [N, *] with at least one sample")
-    if isinstance(steps, (str, int)) or not (steps := sorted({*steps})) or any(not isinstance(t, int) or t < 1 for t in steps): raise InputError("steps must be whole numbers of time steps, at least 1, such as (1, 4, 16)")
-    if y is not None and (x is None or len(x) != len(y)): raise InputError(f"there are {len(y)} labels y for {0 if x is None else len(x)} samples x")
+    if not isinstance(steps, Iterable) or isinstance(steps, str) or not (steps := sorted({*steps})) or any(not isinstance(t, int) or t < 1 for t in steps): raise InputError("steps must be whole numbers of time steps, at least 1, such as (1, 4, 16)")
+    y = y if y is None else torch.as_tensor(y)
+    if y is not None and (x is None or y.shape != (len(x),)): raise InputError(f"there are {list(y.shape)} labels y for {0 if x is None else len(x)} samples x: one label, the number of a class, is needed for each sample")
     hooks = hooks_of(source, ann); m = _Model(hooks); wide = [len(c.max) for h in hooks.values() if (c := _channels(h)) is not None]
     controls = dict(layer=choice('layer | 层', [*hooks]), mode=choice('threshold | 阈值', MODES, '%'),
         percent=slider('percentile | 百分位数', 90., 100., 99.9, .1, when=lambda v: v['mode'] == '%'),
