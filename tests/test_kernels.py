@@ -588,3 +588,19 @@ def test_infinities_are_the_same_however_it_runs(v_reset):
         node = neuron.IFNode(v_reset=v_reset, step_mode='m', backend=backend)
         out.append((node(x), node.v))
     for a, b in zip(*out): torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize('charge', [lambda v, x: v * .5 + torch.relu(x), lambda v, x: torch.minimum(v + x, x * 2), lambda v, x: torch.maximum(v, x) + x,
+                                    lambda v, x: torch.clamp(v + x, -1, 2), lambda v, x: v - torch.square(v) / 4 + torch.nn.functional.relu(x)],
+                         ids=['relu', 'minimum', 'maximum', 'clamp', 'square'])
+def test_functions_spelled_out_are_those_of_torch(charge):
+    torch.manual_seed(0)
+    x, w, out = torch.randn(6, 40, dtype=torch.float64).round(decimals=1), torch.randn(6, 40, dtype=torch.float64), []
+    x[:, :5], x[0, 7], x[1, 8] = 0, math.nan, math.inf
+    for backend in 'numba', 'torch':
+        leaf = x.clone().requires_grad_()
+        s, v, _, ran = dispatch.multi_step(leaf, 0., charge, (), 1., 0., surrogate.ATan(), backend=backend)
+        g, = torch.autograd.grad((s * w).sum() + v.nan_to_num(posinf=0).sum(), leaf)
+        out.append((s, v, torch.cat([g[:, :7], g[:, 8:]], 1)))              # the slope at what is no number means nothing
+        assert ran[0] == backend
+    for a, b in zip(*out): torch.testing.assert_close(a, b, equal_nan=True)

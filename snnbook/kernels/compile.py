@@ -18,6 +18,13 @@ from ..base import InputError
 _meanings = {torch.where: 'where', dynamics.where: 'where', torch.exp: 'exp', math.exp: 'exp', torch.abs: 'abs', builtins.abs: 'abs',
              torch.sqrt: 'sqrt', math.sqrt: 'sqrt'}
 
+def _relu(x): return dynamics.where(x <= 0, 0, x)
+def _minimum(a, b): return dynamics.where(a < b, a, dynamics.where(b < a, b, (a + b) / 2)) # where they are equal, each gets half of the gradient | 相等处各得一半梯度
+def _maximum(a, b): return dynamics.where(a > b, a, dynamics.where(b > a, b, (a + b) / 2))
+def _clamp(x, min, max): return dynamics.where(x < min, min, dynamics.where(x > max, max, x))
+def _square(x): return x * x
+_spelled = {torch.relu: _relu, torch.nn.functional.relu: _relu, torch.minimum: _minimum, torch.maximum: _maximum, torch.clamp: _clamp, torch.square: _square}
+
 class NotCompilable(InputError): "A function that no kernel can contain | 无法放进内核的函数"
 
 def _words(fn): # the names in its code, `torch.where` as one | 代码中的名字，`torch.where` 算一个
@@ -36,9 +43,9 @@ def _known(fn): # the names that a function looks up, with what they mean | 函�
     if not isinstance(fn, FunctionType): raise NotCompilable(f"{fn!r} is not a plain Python function")
     if fn.__closure__: raise NotCompilable(f"{fn.__name__} uses variables of the function around it: {fn.__code__.co_freevars}")
     for name, value in _words(fn):
-        meaning = _meanings.get(value) if getattr(value, '__hash__', None) else None
+        meaning, value = (_meanings.get(value), _spelled.get(value, value)) if getattr(value, '__hash__', None) else (None, value)
         if not (meaning or type(value) in (int, float) or isinstance(value, FunctionType)):
-            raise NotCompilable(f"{fn.__name__} uses {name!r}; a kernel knows arithmetic, comparison, numbers, functions made of those, and {sorted(set(_meanings.values()))}")
+            raise NotCompilable(f"{fn.__name__} uses {name!r}; a kernel knows arithmetic, comparison, numbers, functions made of those, and {sorted({*_meanings.values(), 'relu', 'minimum', 'maximum', 'clamp', 'square'})}")
         yield name, meaning, value
 
 # %% ../../nbs/kernels/02_compile.ipynb #223164bb
@@ -55,9 +62,11 @@ def bind(
     means = {}
     for name, meaning, value in _known(fn):
         mine = names[meaning] if meaning else bind(value, names, real, compiler) if isinstance(value, FunctionType) else real(value)
-        room, _, last = name.partition('.')
-        if last: setattr(means.setdefault(room, ModuleType(room)), last, mine) # as in `torch.where` | 如 `torch.where`
-        else: means[name] = mine
+        *rooms, last = name.split('.')
+        if not rooms: means[name] = mine; continue
+        room = means.setdefault(rooms[0], ModuleType(rooms[0])) # as in `torch.where` | 如 `torch.where`
+        for r in rooms[1:]: room = vars(room).setdefault(r, ModuleType(r))
+        setattr(room, last, mine)
     copy = FunctionType(fn.__code__.replace(co_consts=_typed(fn.__code__.co_consts, real)), means, fn.__name__, fn.__defaults__)
     copy.__module__ = fn.__module__
     return compiler(copy)
