@@ -19,7 +19,7 @@ from ..functional import fuse_conv_bn_eval
 from .modules import VoltageHook, parse_mode
 from .threshold import ThresholdOptimizer
 from .factories import HookFactory, NeuronFactory
-from .rules import ActivationRule, MaxPoolRule, ReLURule
+from .rules import ActivationRule, BaseRule, MaxPoolRule, ReLURule
 from .graph import ConversionError, check, label, matches, out_of_place, trace, twin
 from .utils import Progress, batch_inputs
 
@@ -83,6 +83,11 @@ def _check_preset(self: Converter, factory=None, optimizer=None): # presets are 
     if not isinstance(self.calibration, int) or self.calibration < 1: raise InputError(f"calibration must be a whole number of images, at least 1, not {self.calibration!r}")
     if factory is not None or self.momentum is not None: raise InputError("neuron_factory and momentum belong to the classic way: with a preset, "
         "choose neuron=, a class of coded neurons, or a CodedFactory; all data count alike")
+    own, lacks = self.own, lambda x, *names: [n for n in names if not hasattr(x, n)]
+    if own['neuron'] is not None and (isinstance(own['neuron'], nn.Module) or not callable(own['neuron']) or isinstance(own['neuron'], type) and lacks(own['neuron'], 'spike', 'settings')):
+        raise InputTypeError(f"neuron must be a class of coded neurons, such as SignedIF, not {own['neuron']!r}")
+    if own['code'] is not None and lacks(own['code'], 'once', 'share', 'weight', 'inject', 'read'): raise InputTypeError(f"code must be a code, such as RateCode(), not {own['code']!r}")
+    if own['post'] is not None and not (isinstance(own['post'], (list, tuple)) and all(map(callable, own['post']))): raise InputTypeError(f"post must be a list of corrections, such as [BiasCorrection()], not {own['post']!r}")
     if self.own['threshold'] is None: self.own['threshold'] = optimizer or (None if str(self.mode).lower() == 'max' else self.mode)
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #4b93af2a
@@ -229,7 +234,24 @@ def _agree(a, b, net):
     if gap > allowed: raise ConversionError(f"read as a graph, {type(net).__name__} gives other numbers than itself (relative difference {gap:.2g}): "
         "its forward depends on something that a trace cannot see, such as the data, the batch size, or random numbers")
 
-# %% ../../nbs/ann2snn/06_converter.ipynb #b919ab12
+# %% ../../nbs/ann2snn/06_converter.ipynb #f78bd7d7
+class _Curves(fx.Interpreter): # where a neuron will stand for what is no rectifier | 神经元将要代替的并不是整流之处
+    def __init__(self, gm, nodes): super().__init__(gm); self.nodes, self.other = nodes, []
+    def run_node(self, n):
+        x, y = self.env.get(n.args[0]) if n in self.nodes and n.args and isinstance(n.args[0], fx.Node) else None, super().run_node(n)
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and y.numel():
+            if ((y - x.clamp(min=0).minimum(y.max())).abs().max() > .02 * y.abs().max()).item(): self.other.append(n)
+        return y
+
+def _say_other(gm, rules, factory, inputs): # only where the rule leaves the choice of the neuron to us | 仅当规则把神经元的选择留给我们时
+    modules, usual = dict(gm.named_modules(remove_duplicate=False)), lambda r: type(r).replace_with_neurons is BaseRule.replace_with_neurons
+    ours = {n for n in gm.graph.nodes if isinstance(r := _mine(rules, n, modules), BaseRule) and not isinstance(r, (ReLURule, MaxPoolRule)) and usual(r)}
+    if not ours or type(factory) is not NeuronFactory: return
+    c = _Curves(gm, ours); c.run(*(x.clone() for x in inputs))
+    if c.other: warnings.warn(f"{'; '.join(label(n, modules) for n in c.other)}: the rule puts a neuron there that computes a ReLU, and the network computes something else, "
+                              "so the result will not approach it: give the rule a replace_with_neurons of its own, or use a preset, whose neurons follow any function")
+
+# %% ../../nbs/ann2snn/06_converter.ipynb #4144ba2e
 @patch
 def _calibrate(self: Converter, net, gm, device): # the graph with hooks that have seen all data | 钩子看完全部数据后的图
     feed = _feed(self.dataloader, _inputs(gm), device, self.progress)
@@ -239,6 +261,7 @@ def _calibrate(self: Converter, net, gm, device): # the graph with hooks that ha
     _agree(want, got, net)
     gm = self.fuse(gm, fuse_flag=self.fuse_flag)
     _agree(want, gm(*(x.clone() for x in first)), net)
+    _say_other(gm, self.rules, self.neuron_factory, tuple(x[:8] for x in first))
     gm = self.set_voltagehook(gm, mode=self.mode, momentum=self.momentum, rules=self.rules)
     for inputs in itertools.chain([first], feed): gm(*inputs)
     hooks = [(n, m) for n, m in gm.named_modules() if isinstance(m, VoltageHook)]
