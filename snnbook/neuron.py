@@ -140,10 +140,10 @@ def _numbers(node, x): # spikes may come as true and false, or as whole numbers 
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 def _v_seq(self):
-    if 'v_seq' not in vars(self): raise AttributeError('v_seq')
-    if type(kept := vars(self)['v_seq']) is list: self.v_seq = kept = torch.cat(kept) # put together when somebody looks | 有人来看时才拼起来
+    if 'v_seq' not in self.__dict__: raise AttributeError('v_seq')
+    if type(kept := self.__dict__['v_seq']) is list: self.v_seq = kept = torch.cat(kept) # put together when somebody looks | 有人来看时才拼起来
     return kept
-def _set_v_seq(self, value): vars(self)['v_seq'] = value
+def _set_v_seq(self, value): self.__dict__['v_seq'] = value
 BaseNode.v_seq = property(_v_seq, _set_v_seq, doc="Potential after each step, `[T, N, *]`, with `store_v_seq` | 每步之后的电位，`[T, N, *]`，需设 `store_v_seq`")
 
 @patch
@@ -165,13 +165,13 @@ def single_step_forward(self: BaseNode,
     if type(x) is not Tensor or not x.is_floating_point(): x = _numbers(self, x)
     if self._parameters or self._buffers: _check_constants(self, x.shape)
     self.ready(x, *(name for name in self._starts if name != 'v_seq'))
-    vars(self)['_ran'] = 'torch', '' if self.backend == 'torch' else 'one step at a time'
+    self.__dict__['_ran'] = 'torch', '' if self.backend == 'torch' else 'one step at a time'
     half = x.dtype in (torch.float16, torch.bfloat16)
     self.neuronal_charge(x.to(self.v.dtype) if half else x)
     spike = self.neuronal_fire()
     self.neuronal_reset(spike)
     if self.store_v_seq:
-        if type(kept := vars(self)['v_seq']) is not list: vars(self)['v_seq'] = kept = [] if kept is None else [kept]
+        if type(kept := self.__dict__['v_seq']) is not list: self.__dict__['v_seq'] = kept = [] if kept is None else [kept]
         kept.append(self.v[None])
     return spike.to(x.dtype) if half else spike
 
@@ -181,9 +181,9 @@ _patchable = frozenset(_steps)
 
 def _own_step(cls): # a method that a subclass has changed; `_whole` marks a class whose equation says all that its methods do | 子类改写的方法；`_whole` 标出方程已说明全部方法的类
     for c in cls.__mro__:
-        if c is BaseNode or '_whole' in vars(c): return ''
+        if c is BaseNode or '_whole' in c.__dict__: return ''     # `vars` stops older compilers of PyTorch | `vars` 会让 PyTorch 较旧的编译器停下
         for name in _steps:
-            if name in vars(c): return name
+            if name in c.__dict__: return name
     return ''
 
 @patch
@@ -191,8 +191,8 @@ def multi_step_forward(self: BaseNode,
     x_seq: Tensor, # input, `[T, N, *]` | 输入，`[T, N, *]`
 ) -> Tensor: # spikes, `[T, N, *]` | 脉冲，`[T, N, *]`
     "All steps at once | 一次走完所有步"
-    own, me = _own_step(type(self)), vars(self)
-    if not _patchable.isdisjoint(me): own = own or next(name for name in _steps if name in me) # changed in this instance only | 只在这个实例中改过
+    own, me = _own_step(type(self)), self.__dict__
+    if torch.compiler.is_compiling() or not _patchable.isdisjoint(me): own = own or ([name for name in _steps if name in me] + [''])[0] # changed in this instance only | 只在这个实例中改过
     if type(x_seq) is not Tensor or not x_seq.is_floating_point(): x_seq = _numbers(self, x_seq)
     me['v_seq'] = None
     if own or not isinstance(x_seq, Tensor) or not x_seq.dim() or not x_seq.shape[0]:
@@ -204,8 +204,8 @@ def multi_step_forward(self: BaseNode,
     for m in z:
         if type(m) is not float and isinstance(m, Tensor): self.ready(x_seq[0], *self.equation_memories); z = self._held(); break
     s_seq, z, v_seq, ran = multi_step(x_seq, z, *self.equation(), self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset, self.backend, self.store_v_seq)
-    me.update(zip(self.equation_memories, z)); me['v_seq'], me['_ran'] = v_seq, ran
-    self._fresh.difference_update(self.equation_memories)
+    for name, value in zip(self.equation_memories, z): me[name] = value; self._fresh.discard(name)
+    me['v_seq'], me['_ran'] = v_seq, ran
     return s_seq
 
 # %% ../nbs/03_neuron.ipynb #58f2d9bd
@@ -219,7 +219,7 @@ def supported_backends(self: BaseNode) -> tuple[str, ...]: # names that `backend
 @patch(as_prop=True)
 def backend_used(self: BaseNode) -> str: # its name, and for the loop the reason: `'torch (…)'` | 引擎的名字，循环则附原因：`'torch (…)'`
     "What ran when this neuron was last called | 上一次调用该神经元时实际运行的引擎"
-    engine, why = vars(self).get('_ran', ('torch', '' if self.backend == 'torch' else 'it has not run yet'))
+    engine, why = self.__dict__.get('_ran', ('torch', '' if self.backend == 'torch' else 'it has not run yet'))
     if why == 'one step at a time' and (own := _own_step(type(self))): why += f', and {type(self).__name__} has a {own} of its own'
     return f'{engine} ({why})' if why else engine
 

@@ -40,7 +40,7 @@ _types = torch.float32, torch.float64, torch.float16, torch.bfloat16
 def _unfit_now(x_seq, v, constants, surrogate): # why these inputs are not for a kernel, or '' | 为什么这些输入不适合内核，或 ''
     if not surrogate.spiking: return "the surrogate is in its smooth mode"
     if not isinstance(surrogate.alpha, (float, int)): return "alpha is not a number"
-    own = vars(surrogate)
+    own = surrogate.__dict__
     if own['_forward_hooks'] or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']: return "the surrogate has hooks"
     if 'forward' in own or 'gradient' in own or 'spiking_function' in own: return "this surrogate has a method of its own"
     if x_seq.dtype not in _types: return f"the input is {x_seq.dtype}"
