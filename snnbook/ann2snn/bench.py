@@ -216,9 +216,9 @@ def main(
     if a.speed: return 0
     for name in a.nets.split(',') if a.peer else (): print(f"{name:8}", *[f"T={T}: {e:.1e}" for T, e in peer(name, seeds=tuple(range(a.seeds)), cache=a.cache).items()], flush=True)
     if a.peer: return 0
-    print(f"{'net':8}{'preset':10}{'T':>3}{'NMSE':>10}{'worst':>10}{'accuracy':>10}{'off':>7}")
+    print(f"{'net':9}{'preset':10}{'T':>3}{'NMSE':>10}{'worst':>10}{'accuracy':>10}{'off':>7}")
     for name in a.nets.split(','):
         for preset, T in (c.split(':') for c in a.presets.split(',')):
             r = measure(name, preset, int(T), tuple(range(a.seeds)), cache=a.cache)
-            print(f"{name:8}{preset:10}{T:>3}{r['nmse']:10.1e}{r['worst']:10.1e}{r['accuracy']:10.2f}{r['off']:7.2f}", flush=True)
+            print(f"{name:9}{preset:10}{T:>3}{r['nmse']:10.1e}{r['worst']:10.1e}{r['accuracy']:10.2f}{r['off']:7.2f}", flush=True)
     return 0
