@@ -302,6 +302,32 @@ def walk(page, out, name, lang, frames):
         play.focus(); page.keyboard.press('Enter'); until(lambda: shown() != found[-1], f'{name} plays', seconds=10)
         page.keyboard.press('Enter'); assert play.get_attribute('aria-pressed') == 'false'
 
+def test_live_explorers_are_drawn_by_other_front_ends(browser, html_manager, tmp_path, monkeypatch):
+    "As VS Code draws them: plain widgets with nothing of JupyterLab around"
+    from ipywidgets.embed import dependency_state
+    monkeypatch.setenv('TQDM_DISABLE', '1'); space = {}
+    exec(SETUP, space)
+    made = {name: eval(how, space) for name, how in SHOWN.items()}
+    state = dict(version_major=2, version_minor=0, state=dependency_state([e.widget for e in made.values()], drop_defaults=False))
+    views = ''.join(VIEW.format(name=n, view=json.dumps(dict(version_major=2, version_minor=0, model_id=e.widget.model_id))) for n, e in made.items())
+    shutil.copytree(html_manager, tmp_path, dirs_exist_ok=True)
+    (tmp_path/'page.html').write_text(PAGE.format(state=json.dumps(state).replace('</', '<\\/'), views=views), encoding='utf-8')
+    with page_of(browser) as (page, errors):
+        asked = offline(page)
+        page.goto((tmp_path/'page.html').as_uri())
+        for name, e in made.items():
+            out, kinds = page.locator(f'#{name}'), [type(m).__name__ for m in e.made.values()]
+            out.locator('.widget-image').last.wait_for()
+            assert out.locator('.widget-image').count() == len(e.parts)
+            want = {'.noUi-target': sum('Slider' in k for k in kinds), 'select': kinds.count('Dropdown'), 'input[type=text]': kinds.count('Text')}
+            assert {css: out.locator(css).count() for css in want} == want, name
+            values = [m.value for m in e.made.values() if type(m).__name__ in ('IntSlider', 'FloatSlider')]
+            texts = [t for t, k in zip(out.locator('.widget-readout').all_text_contents(), [k for k in kinds if 'Slider' in k]) if k != 'SelectionSlider']
+            assert all(abs(float(t) - v) <= .011 * max(1, abs(v)) for t, v in zip(texts, values, strict=True)), (name, texts, values)
+            photo(out, f'live-{name}')
+        assert not asked, asked
+    assert not errors, errors
+
 @pytest.mark.parametrize('lang', ['en', 'zh'])
 def test_a_published_chapter_needs_no_network(browser, tmp_path, lang):
     "What the site puts on the page: HTML that Quarto hands on as it is"

@@ -47,6 +47,7 @@ def record(
     except RuntimeError as e: raise InputError(f"the network cannot take an image of shape {list(image.shape[1:])}: {e}") from e
     finally: reset_net(snn)
     if y.dim() != 2 or not y.numel(): raise InputError(f"the network must answer one image with scores [1, C], not {[1, *y.shape[1:]]}")
+    if not y.isfinite().all() or goal is not None and not goal.isfinite().all(): raise InputError("the answers to this image are not finite")
     spikes = {k: s.flatten(1) for k, s in monitor.stack().items()}
     return Recording(image, spikes, torch.stack([code.read(s, t) for t, s in enumerate(y.cumsum(0), 1)]), goal)
 
@@ -61,18 +62,19 @@ def settled(
 
 # %% ../../nbs/widgets/04_conversion.ipynb #67b83f8e
 def _view(fig, r):
-    n, T = len(r.spikes), len(r.mean)
-    ax = fig.subplot_mosaic([['image', *r.spikes, 'bars']], width_ratios=[.7, *[1.6] * n, 1.6]); fig.subplots_adjust(.04, .19, .99, .9, .35)
-    im = r.image.flatten(0, -3)[0] if r.image.dim() > 2 else r.image
-    ax['image'].imshow(im, cmap='gray_r'); ax['image'].set_axis_off()
-    for k, s in r.spikes.items():
+    T, goal, some = len(r.mean), r.mean[-1] if r.goal is None else r.goal, {len(r.spikes) * k // 6 for k in range(6)}
+    spikes = {k: s for i, (k, s) in enumerate(r.spikes.items()) if i in some}; n = len(spikes) # of many layers, six | 层太多时取六层
+    ax = fig.subplot_mosaic([['image', *spikes, 'bars']], width_ratios=[.7, *[1.6] * n, 1.6]); fig.subplots_adjust(.04, .19, .99, .9, .35)
+    ax['image'].imshow(r.image.flatten(0, -3)[0] if r.image.dim() > 2 else r.image, cmap='gray_r'); ax['image'].set_axis_off()
+    for k, s in spikes.items():
         s = s[:, ::max(1, s.shape[1] // 64)].clone(); s[r.t:] = 0
-        plot.raster(s, ax=ax[k]); ax[k].axvline(r.t - .5, color='gray', lw=.8); ax[k].set(xlim=(-.5, T - .5), ylabel='', title=k)
+        plot.raster(s, ax=ax[k]); ax[k].axvline(r.t - .5, color='gray', lw=.8); ax[k].set(xlim=(-.5, T - .5), ylabel=''); ax[k].set_title(k, fontsize=9 if n < 5 else 6)
     y, best = r.mean[r.t - 1], int(r.mean[r.t - 1].argmax())
-    ax['bars'].barh(range(len(y)), y, color=[plot.PALETTE[1] if i == best else plot.PALETTE[0] for i in range(len(y))])
-    if r.goal is not None: ax['bars'].plot(r.goal, range(len(y)), 'k|', ms=9, mew=2)
+    show = goal.topk(min(len(y), 16)).indices.sort()[0].tolist() # of many classes, the best | 类别太多时取最高的
+    ax['bars'].barh(range(len(show)), y[show], color=[plot.PALETTE[1] if i == best else plot.PALETTE[0] for i in show])
+    if r.goal is not None: ax['bars'].plot(r.goal[show], range(len(show)), 'k|', ms=9, mew=2)
     both = torch.cat([r.mean[1:].flatten(), *([r.goal] if r.goal is not None else [])])
-    ax['bars'].set(xlabel=r'$\hat y_t$' + (r'  ($\mathbf{|}$ $y$)' if r.goal is not None else ''), yticks=range(len(y)), xlim=(float(both.min()) * 1.1, float(both.max()) * 1.1))
+    ax['bars'].set(xlabel=r'$\hat y_t$' + (r'  ($\mathbf{|}$ $y$)' if r.goal is not None else ''), yticks=range(len(show)), yticklabels=show, xlim=(float(both.min()) * 1.1, float(both.max()) * 1.1))
 
 def _said(r):
     best = int(r.mean[r.t - 1].argmax()); since = settled(r.mean[:r.t])
