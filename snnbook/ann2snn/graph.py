@@ -155,9 +155,10 @@ _ONE = set('''mul multiply imul matmul mm bmm mv dot einsum linear bilinear badd
     pixel_shuffle pixel_unshuffle channel_shuffle embedding masked_fill batch_norm repeat_interleave tril triu diagonal'''.split()) \
     | _each('conv', 'conv_transpose', 'avg_pool', 'adaptive_avg_pool')
 _FIRST = set('div divide true_divide truediv itruediv'.split())                                        # only the first, `x / c` | 只有第一个，`x / c`
+_CHOICE = {'where'}                                                                                    # by a mask that is a constant | 由常数的掩码来选
 _SHAPES = set('size dim ndimension numel stride shape ndim dtype device layout requires_grad is_cuda get_device new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like'.split())
 _HOMES = torch, F, operator, torch._C._nn
-_FUNCTIONS = {id(getattr(ns, n)) for n in _ANY | _ONE | _FIRST | _SHAPES for ns in _HOMES if callable(getattr(ns, n, None))}
+_FUNCTIONS = {id(getattr(ns, n)) for n in _ANY | _ONE | _FIRST | _CHOICE | _SHAPES for ns in _HOMES if callable(getattr(ns, n, None))}
 
 # %% ../../nbs/ann2snn/04_graph.ipynb #d94f6ac9
 def _operation(node): # name of a known function, method or attribute, else None | 已知的函数、方法或属性的名字，否则 None
@@ -178,6 +179,7 @@ def _why_not(node, modules, moving): # why a node that depends on the input is n
     if node.kwargs.get('training'): return 'it runs in training mode'
     if op in _ANY: return None
     if op in _ONE: return None if len(args) == 1 else 'it multiplies, or selects by, two tensors that both depend on the input: a product of two activations is not linear'
+    if op in _CHOICE: return None if len(node.args) == 3 and node.args[node.op == 'call_method'] not in moving else 'it selects by a mask that depends on the input, which is not linear'
     if op in _FIRST: return None if args == [node.args[0]] else 'it divides by a tensor that depends on the input, which is not linear'
     return 'it is not linear, and no rule matches it'
 

@@ -107,6 +107,12 @@ class MixingRule(BaseRule):
                 *_both('layer_norm', 'rms_norm', 'group_norm', 'instance_norm', 'local_response_norm', 'softmax', 'softmin', 'log_softmax', 'normalize', 'logsumexp', 'norm', 'var', 'std',
                        'scaled_dot_product_attention', 'multi_head_attention_forward', 'lp_pool1d', 'lp_pool2d', 'glu', 'prelu', 'maximum', 'minimum', 'amin', 'prod', 'where', 'lerp',
                        'cosine_similarity', 'cdist'), torch.linalg.norm, torch.linalg.vector_norm)
+    def match(self,
+        node: fx.Node,                 # a node of the graph | 图中的一个节点
+        modules: dict[str, nn.Module], # the modules of the network by name | 网络的模块，按名字
+    ) -> bool: # is it such a function? | 是否为这样的函数
+        "Is it one of the patterns? To select by a constant mask is linear, and none | 是否属于模式？按常数掩码选择是线性的，不算"
+        return super().match(node, modules) and not (_name(node.target) == 'where' and node.args[1:] and (node.op == 'call_method') not in moving(node))
 
 # %% ../../nbs/ann2snn/11_operators.ipynb #b672f9eb
 class ProductRule(BaseRule):
