@@ -105,7 +105,7 @@ import sys, json, pkgutil, importlib, torch
 before = set(sys.modules)
 import snnbook
 names = [m.name for m in pkgutil.walk_packages(snnbook.__path__, 'snnbook.') if not m.name.split('.')[-1].startswith('_')]
-engines = 'snnbook.kernels.numba', 'snnbook.kernels.triton', 'snnbook.kernels.numba_cuda'   # imported by the first call that they serve
+engines = 'snnbook.kernels.numba', 'snnbook.kernels.words', 'snnbook.kernels.triton', 'snnbook.kernels.numba_cuda'   # imported by the first call that they serve
 for n in names:
     if n not in engines: importlib.import_module(n)
 print(json.dumps([names, sorted(({set(HEAVY)!r} & set(sys.modules)) - before)]))

@@ -61,7 +61,7 @@ def _equation(node): # what a kernel is made of: the choice of spikes, and wheth
 
 def _text(counts, shifted):
     return f"""
-@njit(nogil=True, error_model='numpy')
+@njit(error_model='numpy')
 def row(x, y, v, n, m, w, th, sh):
     for i in range(m):
         h = charge(v[i], load(x[i]){' + sh[i]' if shifted else ''})
@@ -70,18 +70,19 @@ def row(x, y, v, n, m, w, th, sh):
         {'n[i] = n[i] + k' if counts else 'pass'}
         y[i] = store(k)
 
-@njit(signature, cache=cache, nogil=True, error_model='numpy')
+@njit(error_model='numpy')
 def kernel(x, jump, y, v, n, th, sh, w, T, N, B, lo, hi):
-    for a in range(lo, hi, B):
+    a = lo
+    while a < hi:
         m = min(B, hi - a)
         for t in range(T): row(vec(x, t * jump + a, m), vec(y, t * N + a, m), vec(v, a, m), vec(n, a, m), m, vec(w, t, 1)[0], vec(th, a, m), vec(sh, a, m))
+        a += B
 """
 
 @functools.cache
 def _kernel(spike, counts, shifted, dtype):
-    from snnbook.kernels.numba import _build, numba
-    i = numba.int64
-    return _build(_text(counts, shifted), numba.void(*[i] * 13), dtype, charge=if_charge, spike=spike)
+    from snnbook.kernels.numba import _build
+    return _build(_text(counts, shifted), 'q' * 13, dtype, charge=if_charge, spike=spike)
 
 # %% ../../nbs/ann2snn/11b_chunks.ipynb #7ce75ee0
 @patch

@@ -107,11 +107,11 @@ def cache_dir() -> pathlib.Path|None: # None where nothing can be written | 无�
 
 def keep_file(
     path: pathlib.Path, # where to | 写到哪里
-    text: str,          # what | 写什么
+    content: bytes,     # what | 写什么
 ):
     "Write all or nothing | 要么写全，要么不写"
     part = path.with_suffix(f'.{os.getpid()}.{threading.get_ident()}')
-    part.write_text(text); os.replace(part, path)
+    part.write_bytes(content); os.replace(part, path)
 
 # %% ../../nbs/kernels/02_compile.ipynb #cec831ac
 exp_table = { # coefficients of p, highest first; ln 2 in two parts; where exp leaves the number range; bits | p 的系数，高次在前；两部分 ln 2；exp 的有效范围；位

@@ -173,21 +173,29 @@ def _differentiable(how, v_seq, grads, m, inputs, needs): # gradients that can b
     return [next(got) if n else None for n in needs]
 
 # %% ../../nbs/kernels/02_derive.ipynb #28ab87db
+def _among(numbers, tensors): # the tensors in their places among the numbers, where these are None | 把张量放回数之间的空位（None）
+    tensors = iter(tensors)
+    return [next(tensors) if n is None else n for n in numbers]
+
 class _Steps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, engine, how, v_seq, m, *inputs):
-        outs, kept = engine.run(how, v_seq, inputs[0], inputs[1:m + 1], inputs[m + 1:], ctx.needs_input_grad[4:])
-        ctx.how, ctx.kept = (engine, how, v_seq, m), kept
-        ctx.numbers = [None if isinstance(i, Tensor) else i for i in inputs]
-        ctx.save_for_backward(*[i.clone() if i.is_inference() else i for i in inputs if isinstance(i, Tensor)])
+    def forward(ctx, call, *tensors): # one argument for all that is not a tensor: autograd looks at every one | 非张量的合成一个参数：自动求导会逐个查看
+        engine, how, v_seq, m, numbers = ctx.call = call
+        x, *rest = _among(numbers, tensors)
+        outs, ctx.kept = engine.run(how, v_seq, x, rest[:m], rest[m:], ctx.needs_input_grad)
+        ctx.save_for_backward(*[t.clone() if t.is_inference() else t for t in tensors])
         ctx.set_materialize_grads(False)
-        return tuple(outs)
+        return outs
     @staticmethod
     def backward(ctx, *grads):
-        (engine, how, v_seq, m), needs, tensors = ctx.how, ctx.needs_input_grad[4:], iter(ctx.saved_tensors)
-        inputs, grads = [next(tensors) if n is None else n for n in ctx.numbers], [g if g is None or not g._is_zerotensor() else None for g in grads]
-        if torch.is_grad_enabled(): return None, None, None, None, *_differentiable(how, v_seq, grads, m, inputs, needs)
-        return None, None, None, None, *engine.back(how, v_seq, grads, inputs[0], inputs[1:m + 1], inputs[m + 1:], needs, ctx.kept)
+        engine, how, v_seq, m, numbers = ctx.call
+        x, *rest = inputs = _among(numbers, ctx.saved_tensors)
+        grads = [g if g is None or not g._is_zerotensor() else None for g in grads]
+        asked = iter(ctx.needs_input_grad[1:])
+        needs = [n is None and next(asked) for n in numbers]
+        if torch.is_grad_enabled(): found = _differentiable(how, v_seq, grads, m, inputs, needs)
+        else: found = engine.back(how, v_seq, grads, x, rest[:m], rest[m:], needs, ctx.kept)
+        return None, *[g for g, n in zip(found, numbers) if n is None]
 
 def steps(
     engine: Any,      # with `run` and `back` | 带有 `run` 与 `back`
@@ -198,8 +206,10 @@ def steps(
     constants: tuple, # params, threshold and, unless soft, reset | 方程的常数、阈值，以及非软复位时的复位电位
 ) -> tuple[Tensor, ...]: # spikes `[T, N, *]`, last memories, and with `v_seq` the potentials | 脉冲 `[T, N, *]`、最后的记忆，以及 `v_seq` 时的各步电位
     "A neuron over time by some engine, with its gradient if one is asked for | 由某个引擎让神经元沿时间走完，需要时带梯度"
-    if torch.is_grad_enabled() and any(isinstance(i, Tensor) and i.requires_grad for i in (x_seq, *z, *constants)):
-        return _Steps.apply(engine, how, v_seq, len(z), x_seq, *z, *constants)
+    if torch.is_grad_enabled():
+        numbers = [None if type(i) is not float and isinstance(i, Tensor) else i for i in (x_seq, *z, *constants)]
+        tensors = [i for i, n in zip((x_seq, *z, *constants), numbers) if n is None]
+        if any([t.requires_grad for t in tensors]): return _Steps.apply((engine, how, v_seq, len(z), numbers), *tensors)
     return engine.run(how, v_seq, x_seq, z, constants)[0]
 
 # %% ../../nbs/kernels/02_derive.ipynb #9fcf140c
@@ -209,4 +219,4 @@ def totals(
 ) -> list[Tensor|None]: # errors of the shape of each constant | 与各常数形状相同的误差
     "Sum over the neurons that share a constant | 对共用一个常数的神经元求和"
     total = lambda a, c: (a.sum(dtype=torch.float64) if c.numel() == 1 else a.sum_to_size(c.shape)).to(c.dtype).view(c.shape)
-    return [total(sums[j], c) if j in sums else None for j, c in enumerate(constants)]
+    return [total(sums[j], c) if j in sums else None for j, c in enumerate(constants)] if sums else [None] * len(constants)

@@ -36,6 +36,7 @@ def _unfit(charge, kind): # why no kernel can be made of these, or '' | 为什�
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #8303c541
 _types = torch.float32, torch.float64, torch.float16, torch.bfloat16
+_plain = {float, int}
 
 def _unfit_now(x_seq, v, constants, surrogate): # why these inputs are not for a kernel, or '' | 为什么这些输入不适合内核，或 ''
     if not surrogate.spiking: return "the surrogate is in its smooth mode"
@@ -44,8 +45,8 @@ def _unfit_now(x_seq, v, constants, surrogate): # why these inputs are not for a
     if own['_forward_hooks'] or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']: return "the surrogate has hooks"
     if 'forward' in own or 'gradient' in own or 'spiking_function' in own: return "this surrogate has a method of its own"
     if x_seq.dtype not in _types: return f"the input is {x_seq.dtype}"
-    for c in (*v, *constants):
-        if type(c) is not float and isinstance(c, Tensor) and (c.dim() and c.dtype not in (x_seq.dtype, plain.state_type(x_seq.dtype)) or c.device != x_seq.device and c.numel() > 1):
+    for c in () if _plain.issuperset(map(type, inputs := (*v, *constants))) else inputs:
+        if isinstance(c, Tensor) and (c.dim() and c.dtype not in (x_seq.dtype, plain.state_type(x_seq.dtype)) or c.device != x_seq.device and c.numel() > 1):
             return f"the input is {x_seq.dtype} on {x_seq.device}, but a constant or a memory is {c.dtype} on {c.device}"
     return ''
 
@@ -54,7 +55,7 @@ def _unfit_here(x_seq, charge, surrogate): # why this is not the moment for a ke
         for room, name, value in _seen.get((charge, type(surrogate)), ()):
             if room.get(name) != value: return f"{name} was {value} when the kernel was made: make it one of the constants of the equation"
     if torch._C._are_functorch_transforms_active(): return "a function transform is active"
-    if torch.jit.is_tracing(): return "torch.jit is tracing"
+    if torch._C._is_tracing(): return "torch.jit is tracing"
     if x_seq._is_zerotensor(): return "the input has no memory of its own"
     if forward_ad._current_level >= 0: return "forward-mode derivatives are asked for"
     return "the input is not strided" if x_seq.layout != torch.strided else ''
@@ -66,10 +67,13 @@ _broken = {} # kernels that failed to compile, with the reason | 编译失败的
 
 @functools.cache
 def _installed(name): return importlib.util.find_spec(name) is not None
+@functools.cache
+def _interpreted(): return os.environ.get('NUMBA_DISABLE_JIT', '0') not in ('', '0')
 
 def _nowhere(engine, device): # why this engine cannot run on this device, or '' | 为什么该引擎不能在这个设备上运行，或 ''
     if not _installed(package := engine.partition('_')[0]): return f"{package} is not installed"
-    if package == 'numba' and os.environ.get('NUMBA_DISABLE_JIT', '0') not in ('', '0'): return "NUMBA_DISABLE_JIT is set"
+    if package == 'numba' and _interpreted(): return "NUMBA_DISABLE_JIT is set"
+    if engine == 'numba' and device == 'cpu': return ''
     pretend = engine != 'numba' and os.environ.get('TRITON_INTERPRET' if engine == 'triton' else 'NUMBA_ENABLE_CUDASIM') == '1' # runs on the processor to be checked | 为了检查而在处理器上运行
     home = 'cpu' if engine == 'numba' or pretend else 'cuda'
     return '' if device == home or pretend and device == 'cuda' else f"{engine} does not run on {device!r}"
@@ -84,7 +88,7 @@ def choose(
 ) -> tuple[str, str]: # name of the engine, and why it is the plain loop, if it is | 引擎的名字；若是朴素循环，说明原因
     "Which engine serves this call | 由哪个引擎完成这次调用"
     if backend == 'torch': return 'torch', ''
-    device = x_seq.device.type
+    device = 'cpu' if x_seq.is_cpu else x_seq.device.type # the first is ten times quicker to ask | 前者问起来快十倍
     engine = engines.get(device, 'torch') if backend == 'auto' else backend
     if engine == 'torch': return 'torch', f"no kernel for device {device!r}"
     why = _nowhere(engine, device) or _unfit(charge, type(surrogate)) or _unfit_now(x_seq, v, constants, surrogate)

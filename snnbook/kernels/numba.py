@@ -6,85 +6,16 @@
 __all__ = ['run', 'back']
 
 # %% ../../nbs/kernels/03_numba.ipynb #e47642f0
-import functools, math, os, pathlib, sys, tempfile, threading, types
+import ctypes, functools, hashlib, importlib.metadata, importlib.util, math, os, pathlib, struct, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-import numba, torch
-import numpy as np
-from numba import carray, njit
-from llvmlite import ir
-from numba.core import cgutils
-from numba.extending import intrinsic
 from typing import Any
+import torch
+from llvmlite import binding as llvm
 from torch import Tensor
-from .compile import NotCompilable, bind, cache_dir, exp_table, fingerprint, keep_file
+from .compile import NotCompilable, cache_dir, exp_table, fingerprint, keep_file
 from .derive import backward, forward, parts, states, totals
-from .memory import as_laid, flat, fresh
+from .memory import as_laid, flat, fresh, maker
 from .torch import state_type
-
-# %% ../../nbs/kernels/03_numba.ipynb #e4f46ce2
-_inline, _whole = njit(inline='always'), {'float32': np.int32, 'float64': np.int64}
-
-@_inline
-def _where(s, a, b): return a if s else b
-
-def _exponential(real):
-    t, whole = exp_table[real.__name__], _whole[real.__name__]
-    low, high, per, half, (l1, l2) = real(t['low']), real(t['high']), real(1 / math.log(2)), real(.5), map(real, t['ln2'])
-    one, two, zero, bits, bias, p = real(1), real(2), real(0), whole(t['bits']), whole(t['bias'] - 1), tuple(map(real, t['p']))
-    names = dict(locals(), np=np)
-    horner = functools.reduce(lambda y, i: f'({y} * r + p[{i}])', range(1, len(p)), 'p[0]')
-    exec(f"""def exp(x):
-        z = x if x > low else low
-        z = z if z < high else high
-        k = np.floor(z * per + half)
-        r = z - k * l1 - k * l2
-        y = ({horner} * r * r + r + one) * whole((whole(k) + bias) << bits).view(real) * two
-        return y if x > low else zero if x <= low else x""", names)
-    return _inline(names['exp'])
-
-
-@functools.cache
-def _names(real): # what the names in an equation mean for this type | 方程里的名字对这种类型的含义
-    return dict(where=_where, exp=_exponential(real), abs=_inline(lambda x: np.abs(x)), sqrt=_inline(lambda x: np.sqrt(x)))
-
-# %% ../../nbs/kernels/03_numba.ipynb #edc3b713
-@intrinsic
-def _pointer(context, address):
-    return numba.types.voidptr(numba.types.int64), lambda context, builder, sig, args: builder.inttoptr(args[0], cgutils.voidptr_t)
-@intrinsic
-def _half_to_float(context, x):
-    return numba.float32(numba.int16), lambda context, builder, sig, args: builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-@intrinsic
-def _float_to_half(context, x):
-    return numba.int16(numba.float32), lambda context, builder, sig, args: builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-# %% ../../nbs/kernels/03_numba.ipynb #e04c748b
-@_inline
-def _same(x): return x
-@_inline
-def _brain_to_float(x): return np.int32(np.int32(x) << np.int32(16)).view(np.float32)
-@_inline
-def _float_to_brain(x):
-    u = np.float32(x).view(np.uint32)
-    r = np.int16((u + np.uint32(0x7fff) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-    return r if x == x else np.int16(0x7fc0)
-
-_storage = { # type in memory, its bytes, load, store, a spike | 内存中的类型、字节数、读、写、一个脉冲
-    torch.float32: (np.float32, 4, _same, _same, np.float32(1)), torch.float64: (np.float64, 8, _same, _same, np.float64(1)),
-    torch.float16: (np.int16, 2, _half_to_float, _float_to_half, np.int16(0x3c00)), torch.bfloat16: (np.int16, 2, _brain_to_float, _float_to_brain, np.int16(0x3f80))}
-
-# %% ../../nbs/kernels/03_numba.ipynb #844bdabe
-@functools.cache
-def _helpers(dtype): # the vocabulary of the kernels for one type | 某种类型的内核所用的词汇
-    stored, size, load, store, one = _storage[dtype]
-    real = np.float64 if dtype == torch.float64 else np.float32
-    wide = real().nbytes
-    vec = _inline(lambda p, i, n: carray(_pointer(p + i * size), n, stored))
-    reals = _inline(lambda p, i, n: carray(_pointer(p + i * wide), n, real))
-    @njit(nogil=True)
-    def move(x, y, n):
-        for i in range(n): y[i] = x[i]
-    return dict(np=np, njit=njit, real=real, load=load, store=store, one=one, zero=type(one)(0), vec=vec, reals=reals, move=move)
 
 # %% ../../nbs/kernels/03_numba.ipynb #dc9e0621
 def _constant_text(kinds): # names; what a block hands over; what the loop reads first | 名字；每块递交什么；循环先读什么
@@ -94,7 +25,7 @@ def _constant_text(kinds): # names; what a block hands over; what the loop reads
     return names, part, taken, '; '.join(f'c{j} = C{j}[i]' for j, k in enumerate(kinds) if k == 'a') or 'pass'
 
 def _each(text, m): return ', '.join(text.format(i) for i in range(m)) # the same for every memory | 对每个记忆都写一遍
-def _fill(to, start, kinds): return '; '.join(f'move(reals({start}{i}, a, n), {to}{i}, n)' if k == 'a' else f'{to}{i}[:n] = real({start}{i})' for i, k in enumerate(kinds))
+def _fill(to, start, kinds): return '; '.join(f'move(reals({start}{i}, a, n), {to}{i}, n)' if k == 'a' else f'fill(real({start}{i}), {to}{i}, n)' for i, k in enumerate(kinds))
 def _indent(lines, n): return ('\n' + ' ' * n).join(lines)
 
 # %% ../../nbs/kernels/03_numba.ipynb #4c3fb590
@@ -103,7 +34,7 @@ def _forward_text(charge, kinds, soft, start, v_seq): # v_seq: also write the po
     m, lines = len(start), forward(charge, len(kinds) - (1 if soft else 2), soft)
     w, vec_w = (', w', ', reals(w, t * N + a, n)') if v_seq else ('', '')
     return f"""
-@njit(nogil=True, error_model='numpy')
+@njit(error_model='numpy')
 def row(x, s{w}, {_each('v{}', m)}, n, {taken}):
     for i in range(n):
         {read}
@@ -112,21 +43,22 @@ def row(x, s{w}, {_each('v{}', m)}, n, {taken}):
         s[i] = one if k else zero
         {'; '.join(f'v{i}[i] = z{i}' for i in range(m))}{'; w[i] = z0' if v_seq else ''}
 
-@njit(signature, cache=cache, nogil=True, error_model='numpy')
+@njit(error_model='numpy')
 def kernel(x, jump, s{w}, {_each('end{}', m)}, {_each('start{}', m)}, T, N, B, {names}, lo, hi):
-    {'; '.join(f'v{i} = np.empty(min(B, hi - lo), real)' for i in range(m))}
-    for a in range(lo, hi, B):
+    a = lo
+    while a < hi:
         n = min(B, hi - a)
+        {_each('v{}', m)}, _ = {_each('reals(end{}, a, n)', m)}, 0
         {_fill('v', 'start', start)}
         for t in range(T): row(vec(x, t * jump + a, n), vec(s, t * N + a, n){vec_w}, {_each('v{}', m)}, n, {part})
-        {'; '.join(f'move(v{i}, reals(end{i}, a, n), n)' for i in range(m))}
+        a += B
 """
 
 # %% ../../nbs/kernels/03_numba.ipynb #02aed372
 def _again_text(m, keep, lines, taken, read):
     note = lambda letter: '; '.join(f'K_{name}[i] = {name}' for name in keep if name[0] == letter) or 'pass'
     return f"""
-@njit(nogil=True, error_model='numpy')
+@njit(error_model='numpy')
 def again(x, {''.join(f'K_{name}, ' for name in keep)}{_each('v{}', m)}, n, {taken}):
     for i in range(n):
         {read}
@@ -138,13 +70,13 @@ def again(x, {''.join(f'K_{name}, ' for name in keep)}{_each('v{}', m)}, n, {tak
 """
 
 # %% ../../nbs/kernels/03_numba.ipynb #81975499
-def _back_text(m, way, v_seq, wanted, taken, read):
+def _back_text(m, way, apart, v_seq, wanted, taken, read): # apart: what is kept in a place of its own | apart：另有位置存放的量
     return f"""
-@njit(nogil=True, error_model='numpy')
-def back(x, {''.join(f'K_{name}, ' for name in way.keep)}g_, {'w, ' * v_seq}gx, {_each('D{}', m)}, n, alpha, {taken}{''.join(f', a{j}' for j in wanted)}):
+@njit(error_model='numpy')
+def back(x, {''.join(f'K_{name}, ' for name in apart)}g_, {'w, ' * v_seq}gx, {_each('D{}', m)}, n, alpha, {taken}{''.join(f', a{j}' for j in wanted)}):
     for i in range(n):
         {read}
-        {'; '.join(f'{name} = K_{name}[i]' for name in way.keep) or 'pass'}
+        {'; '.join(f"{name} = {f'K_{name}' if name in apart else 'gx'}[i]" for name in way.keep) or 'pass'}
         x_, g, {_each('d{}', m)} = load(x[i]), load(g_[i]), {_each('D{}[i]', m)}
         {'d0 = d0 + w[i]' if v_seq else 'pass'}
         {_indent(way.lines, 8)}
@@ -156,95 +88,141 @@ def back(x, {''.join(f'K_{name}, ' for name in way.keep)}g_, {'w, ' * v_seq}gx, 
 # %% ../../nbs/kernels/03_numba.ipynb #0318032e
 def _number(c): return f'real({c!r})'
 
-def _backward_text(charge, kinds, soft, detach, start, v_seq, end, to_start, wanted): # end, to_start: which memories have an error after the last step, and need one before the first | end、to_start：哪些记忆在最后一步之后有误差，哪些在第一步之前需要误差
+def _way(charge, kinds, soft, detach, wanted): return backward(charge, len(kinds) - (1 if soft else 2), soft, detach, wanted, _number)
+def _apart(keep, half): return keep if half else keep[1:]
+
+def _backward_text(charge, kinds, soft, detach, start, v_seq, end, to_start, wanted, half): # end, to_start: which memories have an error after the last step, and need one before the first | end、to_start：哪些记忆在最后一步之后有误差，哪些在第一步之前需要误差
     names, part, taken, read = _constant_text(kinds)
-    m, n = len(start), len(kinds) - (1 if soft else 2)
-    lines, way = forward(charge, n, soft), backward(charge, n, soft, detach, wanted, _number)
-    K, rows = ''.join(f'K_{name}, ' for name in way.keep), ''.join(f'K_{name}[t], ' for name in way.keep)
+    m, lines, way = len(start), forward(charge, len(kinds) - (1 if soft else 2), soft), _way(charge, kinds, soft, detach, wanted)
+    apart = _apart(way.keep, half)
+    own = ''.join(f'reals(tmp, ({m} + {j} * T + t) * B, n), ' for j in range(len(apart)))
+    rows = ('vec(gx, t * N + a, n), ' if len(apart) < len(way.keep) else '') + own
     some = lambda word, which: ''.join(f', {word}{i}' for i in which)
-    return _again_text(m, way.keep, lines, taken, read) + _back_text(m, way, v_seq, wanted, taken, read) + f"""
-@njit(signature, cache=cache, nogil=True, error_model='numpy')
-def kernel(x, jump, g, jump_g{', w, jump_w' * v_seq}, gx, {_each('start{}', m)}{some('end', end)}{some('to_start', to_start)}, T, N, B, alpha, {names}{some('a', wanted)}, lo, hi):
-    B = min(B, hi - lo)
-    {_each('d{}', m)}, {K}_ = {_each('np.empty(B, real)', m)}, {'np.empty((T, B), real), ' * len(way.keep)}0
-    for a in range(lo, hi, B):
+    return _again_text(m, way.keep, lines, taken, read) + _back_text(m, way, apart, v_seq, wanted, taken, read) + f"""
+@njit(error_model='numpy')
+def kernel(x, jump, g, jump_g{', w, jump_w' * v_seq}, gx, {_each('start{}', m)}{some('end', end)}{some('to_start', to_start)}, T, N, B, alpha, {names}{some('a', wanted)}, tmp, lo, hi):
+    a = lo
+    while a < hi:
         n = min(B, hi - a)
+        {_each('d{}', m)}, _ = {_each('reals(tmp, {} * B, n)', m)}, 0
         {_fill('d', 'start', start)}
         for t in range(T): again(vec(x, t * jump + a, n), {rows}{_each('d{}', m)}, n, {part})
-        {'; '.join(f'move(reals(end{i}, a, n), d{i}, n)' if i in end else f'd{i}[:n] = real(0)' for i in range(m))}
+        {'; '.join(f'move(reals(end{i}, a, n), d{i}, n)' if i in end else f'fill(real(0), d{i}, n)' for i in range(m))}
         for t in range(T - 1, -1, -1):
-            back(vec(x, t * jump + a, n), {rows}vec(g, t * jump_g + a, n), {'reals(w, t * jump_w + a, n), ' * v_seq}vec(gx, t * N + a, n), {_each('d{}', m)}, n, real(alpha), {part}{''.join(f', reals(a{j}, a, n)' for j in wanted)})
+            back(vec(x, t * jump + a, n), {own}vec(g, t * jump_g + a, n), {'reals(w, t * jump_w + a, n), ' * v_seq}vec(gx, t * N + a, n), {_each('d{}', m)}, n, real(alpha), {part}{''.join(f', reals(a{j}, a, n)' for j in wanted)})
         {'; '.join(f'move(d{i}, reals(to_start{i}, a, n), n)' for i in to_start) or 'pass'}
+        a += B
 """
 
 # %% ../../nbs/kernels/03_numba.ipynb #cb88b1e7
+def _target(): # the processor of this machine | 本机的处理器
+    llvm.initialize_native_target(); llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, codemodel='jitdefault', jit=True)
+
+def _machine_code(fn): # of a C function, or None if it needs others | C 函数的机器码；若还需要别的函数则为 None
+    module, target = llvm.parse_assembly(fn.inspect_llvm().replace(fn.native_name, 'kernel').replace('linkonce_odr', 'internal')), _target()
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    alone = all(not f.is_declaration or f.name.startswith('llvm.') for f in module.functions)
+    return target.emit_object(module) if alone else None
+
+def _load(code): # the function in it, for C to call | 其中的函数，供 C 调用
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(''), _target())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code)); engine.finalize_object()
+    return engine.get_function_address('kernel'), engine
+
+# %% ../../nbs/kernels/03_numba.ipynb #fb5e0a73
 _lock = threading.RLock()
 
-def _build(text, signature, dtype, **functions): # a compiled kernel, or the one on disk | 编译好的内核，或磁盘上的那个
-    where, words = cache_dir(), _helpers(dtype)
-    names, real = _names(words['real']), words['real']
-    code = [f.py_func.__code__ for f in (*words.values(), *names.values()) if hasattr(f, 'py_func')]
-    name = 'k' + fingerprint(text, str(dtype), str(signature), [(c.co_code, c.co_consts) for c in code], exp_table, numba.__version__, sys.version, *functions.values())
-    path = (where or pathlib.Path(tempfile.mkdtemp())) / f'{name}.py'
-    if not path.exists(): keep_file(path, text)
-    sys.modules[name] = module = types.ModuleType(name)
-    vars(module).update(words, **names, signature=signature, cache=where is not None, __file__=str(path))
-    vars(module).update({n: bind(f, names, real, _inline) for n, f in functions.items()})
-    def made(): exec(compile(text, str(path), 'exec'), vars(module)); return module.kernel
-    try:
-        with _lock: return made()
-    except Exception: # a damaged file of the cache, perhaps: once more without it | 也许缓存文件已损坏：去掉它再试一次
-        for file in path.parent.glob(f'__pycache__/{name}.*'): file.unlink(missing_ok=True)
-        vars(module)['cache'] = False
+@functools.cache
+def _origin(): # what else the machine code depends on | 机器码还取决于什么
+    words = pathlib.Path(importlib.util.find_spec('snnbook.kernels.words').origin).read_text(encoding='utf-8')
+    return words, exp_table, importlib.metadata.version('numba'), llvm.llvm_version_info, sys.version, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+def _read(path): # machine code, if the file is there and whole | 机器码，前提是文件存在且完整
+    try: check, code = (data := path.read_bytes())[:32], data[32:]
+    except OSError: return None
+    return code if hashlib.sha256(code).digest() == check else None
+
+def _build(text, kinds, dtype, **functions): # a kernel with arguments of these kinds, compiled or from disk | 具有这些种类参数的内核，现编译或取自磁盘
+    where, name = cache_dir(), 'k' + fingerprint(text, kinds, str(dtype), _origin(), *functions.values()) + '.o'
+    code = _read(where / name) if where else None
+    if code is None:
+        from snnbook.kernels.words import c_function # and Numba with it | Numba 也随之而来
         try:
-            with _lock: return made()
+            with _lock: fn = c_function(text, kinds, dtype, functions); code = _machine_code(fn)
         except Exception as e: raise NotCompilable(f"{type(e).__name__}: {(str(e).strip() or 'no reason given').splitlines()[0]}") from e
+        if code and where: keep_file(where / name, hashlib.sha256(code).digest() + code)
+    address, alive = _load(code) if code else (fn.address, fn)
+    call, pack = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address), struct.Struct(kinds).pack
+    def kernel(*args): call(pack(*args))
+    kernel.alive = alive
+    return kernel
 
 # %% ../../nbs/kernels/03_numba.ipynb #8eaf7132
-def _types(kinds): return [numba.int64 if k == 'a' else numba.float64 for k in kinds]
+def _types(kinds): return kinds.replace('a', 'q').replace('s', 'd')
 
 @functools.cache
 def _forward(charge, dtype, kinds, soft, start, v_seq):
-    i = numba.int64
-    signature = numba.void(i, i, i, *[i] * (v_seq + len(start)), *_types(start), i, i, i, *_types(kinds), i, i)
-    return _build(_forward_text(charge, kinds, soft, start, v_seq), signature, dtype, **parts(charge, soft))
+    return _build(_forward_text(charge, kinds, soft, start, v_seq), 'qqq' + 'q' * (v_seq + len(start)) + _types(start) + 'qqq' + _types(kinds) + 'qq', dtype, **parts(charge, soft))
 
 @functools.cache
-def _backward(charge, gradient, dtype, kinds, soft, detach, start, v_seq, end, to_start, wanted):
-    i = numba.int64
-    signature = numba.void(i, i, i, i, *[i] * (2 * v_seq), i, *_types(start), *[i] * (len(end) + len(to_start)), i, i, i, numba.float64, *_types(kinds), *[i] * len(wanted), i, i)
-    return _build(_backward_text(charge, kinds, soft, detach, start, v_seq, end, to_start, wanted), signature, dtype, **parts(charge, soft), gradient=gradient)
+def _backward(charge, gradient, dtype, kinds, soft, detach, start, v_seq, end, to_start, wanted): # and how many sequences it keeps in the scratch | 以及草稿中存放几个序列
+    half = dtype.itemsize == 2
+    text = _backward_text(charge, kinds, soft, detach, start, v_seq, end, to_start, wanted, half)
+    given = 'qqqq' + 'qq' * v_seq + 'q' + _types(start) + 'q' * len(end + to_start) + 'qqqd' + _types(kinds) + 'q' * len(wanted) + 'qqq'
+    return _build(text, given, dtype, **parts(charge, soft), gradient=gradient), len(_apart(_way(charge, kinds, soft, detach, wanted).keep, half))
 
 # %% ../../nbs/kernels/03_numba.ipynb #59cc58f2
-_pool = None
+_pool, _mine = None, threading.local()
 
 def _forget(): # in a forked child: threads do not survive, and a lock may be held by one of them | fork 出的子进程里：线程不复存在，锁可能还被其中之一握着
     global _pool, _lock
     _pool, _lock = None, threading.RLock()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget)
 
-def _launch(kernel, args, N, work):
+def _scratch(size): # bytes that this thread keeps for its next call | 本线程留给下次调用的字节
+    if getattr(_mine, 'size', 0) < size: _mine.size, _mine.scratch = size, torch.empty(size, dtype=torch.uint8, device='cpu')
+    return _mine.scratch.data_ptr()
+
+def _launch(kernel, args, N, work, scratch=None): # scratch: bytes that each piece may use | scratch：每一份可用的字节数
     global _pool
     n = torch.get_num_threads() if work >= 1_000_000 else 1
-    if n == 1: return kernel(*args, 0, N) if N else None
+    if n == 1: return kernel(*args, *(() if scratch is None else (_scratch(scratch),)), 0, N) if N else None
+    tmp = [()] * n if scratch is None else [(_scratch(n * scratch) + k * scratch,) for k in range(n)]
     with _lock:
         if _pool is None or _pool._max_workers < n - 1: _pool = ThreadPoolExecutor(n - 1, 'snnbook')
         cut = [N * k // n // 16 * 16 for k in range(n)] + [N]
-        rest = [_pool.submit(kernel, *args, a, b) for a, b in zip(cut[1:-1], cut[2:])]
-    kernel(*args, 0, cut[1])
+        rest = [_pool.submit(kernel, *args, *p, a, b) for p, a, b in zip(tmp[1:], cut[1:-1], cut[2:])]
+    kernel(*args, *tmp[0], 0, cut[1])
     for r in rest: r.result()
 
 # %% ../../nbs/kernels/03_numba.ipynb #e34402a6
-def _values(given, shape, stride, dtype): # memories or constants: kinds, values for the kernel, what must stay alive meanwhile | 记忆或常数：种类、交给内核的值、其间必须保留的张量
-    kinds, values, alive = '', [], []
+_plain = {float, int}
+
+def _values(given, x): # memories and constants: kinds, values for the kernel, what must stay alive meanwhile | 记忆与常数：种类、交给内核的值、其间必须保留的张量
+    if _plain.issuperset(map(type, given)): return 's' * len(given), given, None
+    kinds, values, alive, like = '', [], [], (tuple(x.shape[1:]), x.stride()[1:], state_type(x.dtype))
     for c in given:
         if not isinstance(c, Tensor): kinds += 's'; values.append(c)
         elif c.numel() == 1 and not c.dim(): kinds += 's'; values.append(c.item())
         else:
             c = c.detach()
-            alive.append(c if c.shape == shape and c.stride() == stride and c.dtype == dtype else fresh(shape, stride, dtype).copy_(c))
+            alive.append(c if (c.shape, c.stride(), c.dtype) == like else fresh(*like).copy_(c))
             kinds += 'a'; values.append(alive[-1].data_ptr())
     return kinds, values, alive
+
+# %% ../../nbs/kernels/03_numba.ipynb #415c4859
+def _layout(shape, stride): # of a sequence: steps, neurons, from step to step; of one step: shape and strides; strides of an output | 序列的步数、神经元数、步间距；一步的形状与步幅；输出的步幅
+    N = math.prod(shape[1:])
+    return shape[0], N, stride[0], tuple(shape[1:]), stride[1:], (N, *stride[1:])
+
+@functools.lru_cache(1024)
+def _run_plan(charge, soft, v_seq, kinds, m, shape, stride, dtype):
+    T, N, jump, step, strides, out = _layout(shape, stride)
+    wide = state_type(dtype)
+    new = [maker(shape, out, dtype), *[maker(step, strides, wide)] * m, *[maker(shape, out, wide)] * v_seq]
+    return _forward(charge, dtype, kinds[m:], soft, kinds[:m], v_seq), T, N, jump, new
 
 def run(
     how: tuple,       # equation, class of the surrogate, its alpha, soft, detach | 方程、替代函数的类、它的 alpha、是否软复位、是否隐藏复位
@@ -255,19 +233,25 @@ def run(
     needs: tuple = (), # which of these want a gradient; not used here | 哪些需要梯度；这里用不到
 ) -> tuple: # spikes, last memories, and with `v_seq` the potentials; and nothing to keep | 脉冲、最后的记忆，以及 `v_seq` 时的各步电位；没有要保存的
     "Forward, for a whole sequence | 整个序列的前向"
-    charge, _, _, soft, _ = how
-    x = flat(x)
-    (T, *shape), (jump, *stride), dtype = x.shape, x.stride(), state_type(x.dtype)
-    N, shape, stride = math.prod(shape), tuple(shape), tuple(stride)
-    s, ends = fresh((T, *shape), (N, *stride), x.dtype), [fresh(shape, stride, dtype) for _ in z]
-    w = [fresh((T, *shape), (N, *stride), dtype)] if v_seq else []
-    start, z, alive = _values(z, shape, stride, dtype)
-    kinds, values, alive_too = _values(constants, shape, stride, dtype)
-    kernel = _forward(charge, x.dtype, kinds, soft, start, v_seq)
-    _launch(kernel, (x.data_ptr(), jump, s.data_ptr(), *[t.data_ptr() for t in (*w, *ends)], *z, T, N, 16384, *values), N, T * N)
-    return (s, *ends, *w), None
+    x, m = flat(x), len(z)
+    kinds, values, alive = _values((*z, *constants), x)
+    kernel, T, N, jump, new = _run_plan(how[0], how[3], v_seq, kinds, m, x.shape, x.stride(), x.dtype)
+    outs = [make() for make in new]
+    s, *rest = [t.data_ptr() for t in outs]
+    if v_seq: rest.insert(0, rest.pop())
+    _launch(kernel, (x.data_ptr(), jump, s, *rest, *values[:m], T, N, 16384, *values[m:]), N, T * N)
+    return tuple(outs), None
 
 # %% ../../nbs/kernels/03_numba.ipynb #e1935841
+@functools.lru_cache(1024)
+def _back_plan(charge, gradient, soft, detach, kinds, m, there, needs, shape, stride, dtype): # there: which errors arrive | there：哪些误差会到来
+    T, N, jump, step, strides, out = _layout(shape, stride)
+    wide = state_type(dtype)
+    end, to_start, wanted = (tuple(i for i, yes in enumerate(which) if yes) for which in (there[1:m + 1], needs[1:m + 1], needs[m + 1:]))
+    kernel, rows = _backward(charge, gradient, dtype, kinds[m:], soft, detach, kinds[:m], any(there[m + 1:]), end, to_start, wanted)
+    B = max(64, min(1 << 16, N, (1 << 20) // T))
+    return kernel, T, N, jump, step, strides, maker(shape, out, dtype), maker(step, strides, wide), to_start, wanted, B, (m + rows * T) * B * wide.itemsize
+
 def back(
     how: tuple,       # as for `run` | 同 `run`
     v_seq: bool,      # as for `run` | 同 `run`
@@ -281,18 +265,15 @@ def back(
     "Backward, for a whole sequence | 整个序列的反向"
     charge, kind, alpha, soft, detach = how
     x, m = flat(x), len(z)
-    (T, *shape), (jump, *stride), dtype = x.shape, x.stride(), state_type(x.dtype)
-    N, shape, stride = math.prod(shape), tuple(shape), tuple(stride)
-    g, *ends = [None if e is None else as_laid(e, shape, stride) for e in grads]
-    ends, w = (ends[:m], ends[m]) if v_seq else (ends, None)
-    if g is None: g = fresh(shape, stride, x.dtype).zero_().expand(x.shape)
-    start, z, alive = _values(z, shape, stride, dtype)
-    kinds, values, alive_too = _values(constants, shape, stride, dtype)
-    gx, gz = fresh((T, *shape), (N, *stride), x.dtype), [fresh(shape, stride, dtype) if n else None for n in needs[1:m + 1]]
-    end, to_start, wanted = (tuple(i for i, e in enumerate(es) if e is not None and e is not False) for es in (ends, gz, needs[m + 1:]))
-    sums = [fresh(shape, stride, dtype).zero_() for _ in wanted]
-    kernel = _backward(charge, kind.gradient, x.dtype, kinds, soft, detach, start, w is not None, end, to_start, wanted)
-    at = [x.data_ptr(), jump, g.data_ptr(), g.stride(0), *([] if w is None else [w.data_ptr(), w.stride(0)]), gx.data_ptr(), *z]
-    at += [t.data_ptr() for t in (*ends, *gz) if t is not None]
-    _launch(kernel, (*at, T, N, max(64, min(16384, (1 << 20) // T)), alpha, *values, *[a.data_ptr() for a in sums]), N, T * N)
-    return [gx if needs[0] else None, *gz, *totals(constants, dict(zip(wanted, sums)))]
+    there = tuple([e is not None for e in grads])
+    kinds, values, alive = _values((*z, *constants), x)
+    kernel, T, N, jump, step, strides, new, new_step, to_start, wanted, B, scratch = _back_plan(
+        charge, kind.gradient, soft, detach, kinds, m, there, tuple(needs), x.shape, x.stride(), x.dtype)
+    g, *ends = [None if e is None else as_laid(e, step, strides) for e in grads]
+    if g is None: g = fresh(step, strides, x.dtype).zero_().expand(x.shape)
+    gx, gz, sums = new(), {i: new_step() for i in to_start}, {j: new_step().zero_() for j in wanted}
+    at = [x.data_ptr(), jump, g.data_ptr(), g.stride(0)]
+    if any(there[m + 1:]): w = ends.pop(); at += w.data_ptr(), w.stride(0)
+    at += gx.data_ptr(), *values[:m], *[t.data_ptr() for t in (*ends, *gz.values()) if t is not None]
+    _launch(kernel, (*at, T, N, B, alpha, *values[m:], *[a.data_ptr() for a in sums.values()]), N, T * N, scratch)
+    return [gx if needs[0] else None, *[gz.get(i) for i in range(m)], *totals(constants, sums)]

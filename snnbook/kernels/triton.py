@@ -125,7 +125,7 @@ def _build(text, **functions):
     source = [inspect.getsource(f) for f in functions.values()]
     name = 't' + fingerprint(text, source, triton.__version__, *functions.values())
     path = (cache_dir() or pathlib.Path(tempfile.mkdtemp())) / f'{name}.py'
-    if not path.exists(): keep_file(path, text)
+    if not path.exists(): keep_file(path, text.encode())
     sys.modules[name] = module = types.ModuleType(name)
     vars(module).update(_names, tl=tl, triton=triton, __file__=str(path))
     vars(module).update({n: bind(f, _names, tl.constexpr, _jit) for n, f in functions.items()})
