@@ -245,7 +245,7 @@ def widget(self: Explorer) -> Any: # controls, pictures and words in a box | 装
     pressed = [w.Button(description=say(label, self.lang), layout=dict(width='auto')) for label in self.buttons]
     for b, act in zip(pressed, self.buttons.values()): b.on_click(self._press(act))
     plays = {n: w.Play(interval=PACE, **{k: c.options[k] for k in ('min', 'max', 'step', 'value')}) for n, c in self.controls.items() if c.play}
-    for n, m in plays.items(): w.jslink((m, 'value'), (self.made[n], 'value'))
+    self._links = [w.jslink((m, 'value'), (self.made[n], 'value')) for n, m in plays.items()]
     columns = w.Box([*(x for n, m in self.made.items() for x in (m, plays.get(n)) if x), *pressed], layout=dict(display='flex', flex_flow='row wrap'))
     self._widget = w.VBox([columns, *(x for pair in zip(self._images, self._notes) for x in pair)])
     for n, m in self.made.items(): m.observe(self._listen(n), 'value')
@@ -293,7 +293,7 @@ def close(self: Explorer):
     "Give the widgets back | 释放部件"
     with style():
         if self._widget is None: return
-        for w in (*self._widget.children[0].children, *self._widget.children, self._widget): w.close()
+        for w in (*self._links, *self._widget.children[0].children, *self._widget.children, self._widget): w.close()
         self._widget, self._done = None, {}
 
 # %% ../../nbs/widgets/00_explorer.ipynb #0389218d
