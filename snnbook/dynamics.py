@@ -57,14 +57,18 @@ class _Choose(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.numbers = [None if isinstance(i, Tensor) else i for i in inputs]
         tensors = [i if isinstance(i, Tensor) else None for i in inputs]
-        ctx.save_for_backward(*tensors); ctx.save_for_forward(*tensors)
+        ctx.save_for_backward(*tensors)
     @staticmethod
     def backward(ctx, g):
         s, a, b = (n if i is None else i for i, n in zip(ctx.saved_tensors, ctx.numbers))
         grads = g * (a - b), g * s, g * (1 - s)
         return tuple(d.sum_to_size(i.shape) if n else None for d, i, n in zip(grads, (s, a, b), ctx.needs_input_grad))
+
+class _ChooseBothWays(_Choose): # the same, forwards too, which `torch.compile` cannot read | 前向也用同样的规则，而 `torch.compile` 读不了
     @staticmethod
-    def jvp(ctx, *changes): # the same, forwards | 同样的规则，沿前向
+    def setup_context(ctx, inputs, output): _Choose.setup_context(ctx, inputs, output); ctx.save_for_forward(*[i if isinstance(i, Tensor) else None for i in inputs])
+    @staticmethod
+    def jvp(ctx, *changes):
         s, a, b = (n if i is None else i for i, n in zip(ctx.saved_tensors, ctx.numbers))
         return sum(d * w for d, w in zip(changes, (a - b, s, 1 - s)) if d is not None)
 
@@ -74,7 +78,7 @@ def where(
     b: Tensor, # value where it does not | 不发放处的值
 ) -> Tensor: # `a` or `b`, `[N, *]` | `a` 或 `b`，`[N, *]`
     "Choose by the spikes; the gradient reaches them too | 按脉冲选择，梯度也能传到脉冲"
-    return torch.where(s, a, b) if s.dtype == torch.bool else _Choose.apply(s, a, b)
+    return torch.where(s, a, b) if s.dtype == torch.bool else (_Choose if torch.compiler.is_compiling() else _ChooseBothWays).apply(s, a, b)
 
 # %% ../nbs/02_dynamics.ipynb #2b410c35
 def hard_reset(

@@ -25,11 +25,18 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, ctx.alpha, ctx.gradient = inputs
-        ctx.save_for_backward(x); ctx.save_for_forward(x)
+        ctx.save_for_backward(x)
     @staticmethod
     def backward(ctx, grad): return grad * ctx.gradient(ctx.saved_tensors[0], ctx.alpha), None, None
+
+# %% ../nbs/01_surrogate.ipynb #376140c8
+class _StepBothWays(_Step):
     @staticmethod
-    def jvp(ctx, change, *_): return change * ctx.gradient(ctx.saved_tensors[0], ctx.alpha) # the same slope, in forward mode | 同样的斜率，用于前向模式
+    def setup_context(ctx, inputs, output): _Step.setup_context(ctx, inputs, output); ctx.save_for_forward(inputs[0])
+    @staticmethod
+    def jvp(ctx, change, *_): return change * ctx.gradient(ctx.saved_tensors[0], ctx.alpha)
+
+def _step(x, alpha, gradient): return (_Step if torch.compiler.is_compiling() else _StepBothWays).apply(x, alpha, gradient)
 
 # %% ../nbs/01_surrogate.ipynb #876f7b9d
 def _complete(cls): # a base class alone has no slope to lend | 基类自身没有可借的斜率
@@ -64,7 +71,7 @@ class SurrogateFunction(nn.Module):
         alpha: float, # sharpness of the slope | 斜率的陡峭程度
     ) -> Tensor: # spikes 0 or 1, same shape | 脉冲 0 或 1，形状相同
         "The step with its surrogate gradient | 带替代梯度的阶跃"
-        return _Step.apply(x, alpha, cls.gradient)
+        return _step(x, alpha, cls.gradient)
     def set_spiking_mode(self,
         spiking: bool, # a step; or the smooth primitive | 为真则是阶跃，否则是光滑的原函数
     ):
@@ -198,7 +205,7 @@ class MultiArgsSurrogateFunctionBase(SurrogateFunction):
         *numbers: float, # what there is to set | 可调的数
     ) -> Tensor: # spikes 0 or 1, same shape | 脉冲 0 或 1，形状相同
         "The step with its surrogate gradient | 带替代梯度的阶跃"
-        return _Step.apply(x, numbers, lambda x, numbers: cls.gradient(x, *numbers))
+        return _step(x, numbers, lambda x, numbers: cls.gradient(x, *numbers))
     def extra_repr(self) -> str: # what `repr` shows | `repr` 显示的内容
         "The numbers and the mode | 这些数与模式"
         return ', '.join([f'{n}={getattr(self, n)}' for n in self._names] + ([] if self.spiking else ['spiking=False']))

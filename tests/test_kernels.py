@@ -605,3 +605,14 @@ def test_functions_spelled_out_are_those_of_torch(charge):
         out.append((s, v, torch.cat([g[:, :7], g[:, 8:]], 1)))              # the slope at what is no number means nothing
         assert ran[0] == backend
     for a, b in zip(*out): torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize('make', [lambda: surrogate.ATan(3.), lambda: surrogate.LeakyKReLU(.1, .9)], ids=['atan', 'leaky'])
+def test_the_plain_loop_trains_in_one_compiled_graph(make):
+    torch._dynamo.reset()
+    node, x = neuron.LIFNode(3., surrogate_function=make(), step_mode='m', backend='torch'), torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    (node(a) * x).sum().backward()
+    node.reset()
+    (torch.compile(node, backend='aot_eager', fullgraph=True)(b) * x).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
