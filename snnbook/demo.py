@@ -82,10 +82,10 @@ def nmse(
 # %% ../nbs/10_demo.ipynb #9e1d5f3e
 class Outcome(NamedTuple):
     "What the demo measured | 演示测得的结果"
-    steps: tuple[int, ...]
-    ann: float
-    accuracy: dict[str, Tensor]
-    nmse: dict[str, Tensor]
+    steps: tuple[int, ...]      # numbers of time steps | 时间步数
+    ann: float                  # accuracy of the original network, in percent | 原网络的准确率，百分比
+    accuracy: dict[str, Tensor] # by mode, in percent, `[len(steps)]` | 各模式的准确率，百分比，`[len(steps)]`
+    nmse: dict[str, Tensor]     # by mode, `[len(steps)]` | 各模式的误差，`[len(steps)]`
 
 def compare(
     ann: nn.Module,                                             # a trained network | 训练好的网络
