@@ -118,7 +118,7 @@ def lint_papers(
 def _entry(p):
     who = ', '.join(a for a in p.authors if a != 'others') + (' et al.' if 'others' in p.authors else '')
     f = dict(title='', journal='', year='') | {k: re.sub('[{}]', '', v).replace('*', r'\*') for k, v in p.fields.items()}
-    return f'- <a id="{p.key}"></a>[{who}. *{f["title"]}*. {f["journal"]}{"" if f["journal"].endswith(f["year"]) else ", " + f["year"]}]({p.url})'
+    return f'- <a id="{p.key}"></a>[{who.rstrip(".")}. *{f["title"]}*. {f["journal"]}{"" if f["journal"].endswith(f["year"]) else ", " + f["year"]}]({p.url})'
 
 def papers_nb(
     papers: dict[str, Paper], # from `parse` | 来自 `parse`
