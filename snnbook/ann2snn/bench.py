@@ -133,7 +133,7 @@ def measure(
     seeds: tuple = (0, 1, 2), # networks to train | 要训练的网络
     samples: int = 256,  # calibration images | 校准图像数
     cache: Any = None,   # folder that keeps trained weights | 保存训练好的权重的文件夹
-) -> dict[str, float]: # geometric mean of the NMSE, mean accuracy and its difference from the original in points | NMSE 的几何平均、平均精度，以及与原网络之差，单位为百分点
+) -> dict[str, float]: # geometric mean of the NMSE, mean accuracy and its difference from the original in points | NMSE 的几何平均、平均准确率，以及与原网络之差，单位为百分点
     "Convert one network and measure it | 转换一个网络并测量"
     d, errors, acc, off = digits(NETS[name][1]), [], [], []
     hit = lambda y: (y.argmax(1) == d.y_test).double().mean().item() * 100

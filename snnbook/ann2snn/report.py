@@ -125,7 +125,7 @@ def _describe(path, site, hook, m, want, xs, ys, T): # one row | 一行
 def report(self: SpikingGraph,
     x: Tensor | tuple[Tensor, ...] | None = None, # inputs, `[N, *]`; `None`: the calibration data that were kept | 输入，`[N, *]`；`None` 表示留下的校准数据
     T: int | None = None,                         # number of steps; `None`: as converted for | 步数；`None` 表示转换时所定
-    labels: Tensor | None = None,                 # for accuracy, `[N]` | 用于精度，`[N]`
+    labels: Tensor | None = None,                 # for accuracy, `[N]` | 用于准确率，`[N]`
     tolerance: float = 1e-3,                      # NMSE at which the network has arrived | 视为已经到达的 NMSE
 ) -> Report: # print it, or look at it in a notebook | 可打印，或在笔记本里查看
     "Where the error comes from and what it costs | 误差来自哪里，代价是多少"

@@ -148,7 +148,7 @@ def replace_with_neurons(self: BaseRule,
 
 # %% ../../nbs/ann2snn/03_rules.ipynb #6d5b6435
 class ReLURule(BaseRule):
-    "Replace each ReLU by an integrate-and-fire neuron | 用积分发放神经元替换每个 ReLU"
+    "Replace each ReLU by an integrate-and-fire neuron | 用整合发放神经元替换每个 ReLU"
     patterns = nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, 'relu', 'relu_'
     def as_module(self,
         fx_model: fx.GraphModule, # the network, changed in place | 网络，就地修改

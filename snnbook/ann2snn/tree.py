@@ -212,7 +212,7 @@ def _listen(where, key): return lambda m, a, y: where.setdefault(key, []).append
 def report(self: SpikingTree,
     x: Tensor | tuple[Tensor, ...] | None = None, # inputs, `[N, *]`; `None`: the calibration data that were kept | 输入，`[N, *]`；`None` 表示留下的校准数据
     T: int | None = None,                         # number of steps; `None`: as converted for | 步数；`None` 表示转换时所定
-    labels: Tensor | None = None,                 # for accuracy, `[N]` | 用于精度，`[N]`
+    labels: Tensor | None = None,                 # for accuracy, `[N]` | 用于准确率，`[N]`
     tolerance: float = 1e-3,                      # NMSE at which the network has arrived | 视为已经到达的 NMSE
 ) -> Report: # print it, or look at it in a notebook | 可打印，或在笔记本里查看
     "Where the error comes from and what it costs | 误差来自哪里，代价是多少"
