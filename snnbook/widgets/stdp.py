@@ -77,6 +77,6 @@ def stdp_explorer(
     if learner is not None and not isinstance(learner, STDPLearner): raise InputTypeError(f"stdp_explorer takes an STDPLearner, not {type(learner).__name__}")
     a, b = (8., 8.) if learner is None else (float(learner.tau_pre), float(learner.tau_post))
     def model(t_pre, t_post, pairs, tau_pre, tau_post, rate): return pairing(t_pre, t_post, pairs, tau_pre, tau_post, rate, learner=learner)
-    controls = dict(t_pre=slider('pre | 前', 0, 49, 20), t_post=slider('post | 后', 0, 49, 25), pairs=slider('pairs | 对数', 1, 3, 1),
+    controls = dict(t_pre=slider('pre | 突触前', 0, 49, 20), t_post=slider('post | 突触后', 0, 49, 25), pairs=slider('pairs | 对数', 1, 3, 1),
         tau_pre=slider('τ pre | τ 前', 1., max(30., a), a, .5), tau_post=slider('τ post | τ 后', 1., max(30., b), b, .5), rate=slider('rate | 学习率', 0., .2, .1, .01))
     return Explorer(controls, Part(model, _view, _said, (7.6, 2.8)), frames=('t_post', [5, 10, 14, 16, 18, 19, 20, 21, 22, 24, 26, 30, 35]), lang=lang)
