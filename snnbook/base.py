@@ -108,8 +108,11 @@ def _map(f, x): # `f` on every tensor of a memory | 对记忆中的每个张量�
     return type(x)(_map(f, v) for v in x) if type(x) in (list, tuple) else x
 
 # %% ../nbs/00_base.ipynb #67c14b49
+def _backward(): return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id() # the number of the backward pass that is under way, or -1 | 正在进行的反向传播的编号，没有则为 -1
+
 class MemoryModule(nn.Module, StepModule):
     "A module that remembers from one step to the next | 从一步到下一步有记忆的模块"
+    _since = -1 # the backward pass in which the memories were last put in place | 记忆最近一次就位时所在的反向传播
     def __init__(self):
         super().__init__()
         self._starts, self._fresh, self._persistent, self._step_mode = {}, set(), set(), 's'
@@ -132,6 +135,7 @@ class MemoryModule(nn.Module, StepModule):
     def _restart(self, name): setattr(self, name, copy.deepcopy(self._starts[name])); self._fresh.add(name)
     def reset(self):
         "Give every memory its start value again | 让每个记忆回到起始值"
+        self._since = _backward()
         for name, start in self._starts.items():
             if start is None or type(start) is float: vars(self)[name] = start; self._fresh.add(name) # nothing to copy | 无需复制
             else: self._restart(name)
@@ -242,7 +246,9 @@ def ready(self: MemoryModule,
         elif v.shape != x.shape:
             if name not in self._fresh or not _fits(v.shape, x.shape): raise self.stale(name, v.shape, x.shape)
             v = v.to(dtype).expand_as(x).clone()
-        else: continue
+        elif name in self._fresh or self._since == (now := _backward()) or now < 0: continue
+        else: raise StateError(f"{where_is(self)} is run again during backward, as torch.utils.checkpoint does, but its memory {name!r} has gone on since. "
+                               "Use functional.checkpoint(net, x), which puts the memories back")
         setattr(self, name, v); self._fresh.discard(name)
 
 # %% ../nbs/00_base.ipynb #2c3363eb

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['multi_step_forward', 't_last_multi_step_forward', 'seq_to_ann_forward', 't_last_seq_to_ann_forward',
            'chunk_multi_step_forward', 'reset_net', 'detach_net', 'set_step_mode', 'set_backend', 'memories',
-           'load_memories', 'fuse_conv_bn_eval', 'fuse_conv_bn_eval_modules', 'optimize', 'rate_cross_entropy',
-           'temporal_efficient_training_cross_entropy', 'rate_mse_loss', 'redundant_one_hot', 'first_spike_index',
-           'set_threshold_margin', 'kaiming_normal_conv_linear_weight', 'delay']
+           'load_memories', 'checkpoint', 'fuse_conv_bn_eval', 'fuse_conv_bn_eval_modules', 'optimize',
+           'rate_cross_entropy', 'temporal_efficient_training_cross_entropy', 'rate_mse_loss', 'redundant_one_hot',
+           'first_spike_index', 'set_threshold_margin', 'kaiming_normal_conv_linear_weight', 'delay']
 
 # %% ../nbs/04_functional.ipynb #d25f702c
 import copy, inspect, math, warnings
@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 from .base import InputError, InputTypeError, StateError, MemoryModule, StepModule, over_time, where_is
-from .base import _restore, _same
+from .base import _backward, _restore, _same
 from .kernels import memory
 
 # %% ../nbs/04_functional.ipynb #2c7e0c4e
@@ -250,6 +250,26 @@ def load_memories(
             f"memory {full!r} has shape {_shape(getattr(m, name))}, but the value to load has {_shape(values[full])}. "
             "If it belongs to another batch, call functional.reset_net(net) first")
     for full, (m, name) in known.items(): _restore(m, name, _copy(values[full]))
+
+# %% ../nbs/04_functional.ipynb #eb55ce05
+def _hold(held): # put memories in place, and note when | 让记忆就位，并记下时间
+    for m, name, value, fresh in held: setattr(m, name, value); (m._fresh.add if fresh else m._fresh.discard)(name); m._since = _backward()
+
+def checkpoint(
+    net: nn.Module, # a part of a network | 网络的一部分
+    *inputs: Any,   # what it is called with | 调用它的参数
+    **kwargs: Any,  # passed on to `torch.utils.checkpoint.checkpoint` | 传给 `torch.utils.checkpoint.checkpoint`
+) -> Any: # what it answers | 它的回答
+    "Keep nothing of what happens inside; run it again on the way back | 不保留内部的任何结果；反向时再运行一遍"
+    from torch.utils.checkpoint import checkpoint as keep_inputs
+    held = lambda: [(m, name, getattr(m, name), name in m._fresh) for _, m, name in _memories(net)]
+    before = held()
+    def run(*inputs):
+        if _backward() < 0: return net(*inputs)
+        after = held(); _hold(before)
+        try: return net(*inputs)
+        finally: _hold(after)
+    return keep_inputs(run, *inputs, **{'use_reentrant': False} | kwargs)
 
 # %% ../nbs/04_functional.ipynb #c47f54ce
 _CONVS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear

@@ -2,6 +2,7 @@
 import copy
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -616,3 +617,13 @@ def test_the_plain_loop_trains_in_one_compiled_graph(make):
     node.reset()
     (torch.compile(node, backend='aot_eager', fullgraph=True)(b) * x).sum().backward()
     torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.skipif(not shutil.which('g++') and not shutil.which('clang++'), reason='needs a C++ compiler')
+@pytest.mark.skipif(torch.__version__ < '2.9', reason='tried with newer ones')
+def test_a_network_compiled_ahead_of_time(tmp_path): # its memories start as numbers, so the operator gets no tensor but the sequence
+    net = torch.nn.Sequential(layer.Linear(5, 6, step_mode='m'), neuron.LIFNode(step_mode='m')).eval()
+    x = torch.randn(4, 3, 5) * 3
+    package = torch._inductor.aoti_compile_and_package(torch.export.export(net, (x,)), package_path=str(tmp_path/'net.pt2'))
+    functional.reset_net(net)
+    assert torch.equal(torch._inductor.aoti_load_package(package)(x), net(x)) and net[1].v.any()

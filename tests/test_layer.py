@@ -61,6 +61,19 @@ def test_compiled_layers_give_the_same_numbers():
     assert_close(torch.compile(m, fullgraph=True, dynamic=False)(x), want)
 
 
+@pytest.mark.parametrize('C', [1, 3])
+def test_a_convolutional_network_is_exported_for_any_batch_and_any_number_of_steps(C):
+    from snnbook import neuron
+    m = nn.Sequential(layer.Conv2d(C, 4, 3, padding=1), neuron.LIFNode(), layer.MaxPool2d(2), layer.Flatten(), layer.Linear(64, 5), neuron.ParametricLIFNode()).eval()
+    functional.set_step_mode(m, 'm')
+    dims = {d: torch.export.Dim('TN'[d], min=2, max=64) for d in (0, 1)}
+    exported = torch.export.export(m, (torch.rand(4, 6, C, 8, 8),), dynamic_shapes=(dims,)).module()
+    x = torch.rand(7, 3, C, 8, 8) * 5
+    assert torch.equal(exported(x), reset(m)(x)) and m[1].v.any()
+    for args in (), (1, 2), (2,), (-2,), (1, -2):             # merged axes are those of a single step
+        assert torch.equal(layer.Flatten(*args, step_mode='m')(x), torch.stack([nn.Flatten(*args)(s) for s in x]))
+
+
 def test_module_of_a_gate_named_reset_or_a_compiled_one_is_reset_once():
     calls = []
     class Counting(Leaky):

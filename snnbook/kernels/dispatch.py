@@ -111,17 +111,17 @@ def _weave(charge, pattern, tensors, numbers): # memories and constants: 't' tak
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #15366efa
 _how = 'str engine, str charge, str kind, float alpha, bool soft, bool detach, bool v_seq, str pattern'
-_with = 'Tensor x_seq, Tensor[] tensors, float[] numbers' # said in words, since PyTorch 2.6 reads no `list[Tensor]` | 用文字写明，因为 PyTorch 2.6 读不懂 `list[Tensor]`
+_with = 'Tensor[] tensors, float[] numbers' # the sequence comes first: a list must not be empty ahead of time; said in words, since PyTorch 2.6 reads no `list[Tensor]` | 序列在最前，因为提前编译时列表不能为空；用文字写明，因为 PyTorch 2.6 读不懂 `list[Tensor]`
 
 @torch.library.custom_op('snnbook::steps', mutates_args=(), schema=f'({_how}, {_with}) -> Tensor[]')
-def _steps(engine, charge, kind, alpha, soft, detach, v_seq, pattern, x_seq, tensors, numbers):
-    z, constants = _weave(_find(charge), pattern, tensors, numbers)
-    return list(_engine(engine).run((_find(charge), _find(kind), alpha, soft, detach), v_seq, x_seq, z, constants)[0])
+def _steps(engine, charge, kind, alpha, soft, detach, v_seq, pattern, tensors, numbers):
+    z, constants = _weave(_find(charge), pattern, tensors[1:], numbers)
+    return list(_engine(engine).run((_find(charge), _find(kind), alpha, soft, detach), v_seq, tensors[0], z, constants)[0])
 
 @torch.library.custom_op('snnbook::steps_back', mutates_args=(), schema=f'({_how}, bool[] needs, Tensor[] grads, {_with}) -> Tensor[]')
-def _steps_back(engine, charge, kind, alpha, soft, detach, v_seq, pattern, needs, grads, x_seq, tensors, numbers):
-    z, constants = _weave(_find(charge), pattern, tensors, numbers)
-    out = _engine(engine).back((_find(charge), _find(kind), alpha, soft, detach), v_seq, grads, x_seq, z, constants, [True, *needs])
+def _steps_back(engine, charge, kind, alpha, soft, detach, v_seq, pattern, needs, grads, tensors, numbers):
+    z, constants = _weave(_find(charge), pattern, tensors[1:], numbers)
+    out = _engine(engine).back((_find(charge), _find(kind), alpha, soft, detach), v_seq, grads, tensors[0], z, constants, [True, *needs])
     return [o for o in out if o is not None]
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #680a5aad
@@ -135,27 +135,27 @@ def _outputs(charge, v_seq, x): # of the first operator | 第一个算子的输�
     return [s, *(torch.empty_like(v) for _ in range(states(_find(charge)))), *([torch.empty_like(s, dtype=v.dtype)] if v_seq else [])]
 
 @_steps.register_fake
-def _(engine, charge, kind, alpha, soft, detach, v_seq, pattern, x_seq, tensors, numbers): return _outputs(charge, v_seq, x_seq)
+def _(engine, charge, kind, alpha, soft, detach, v_seq, pattern, tensors, numbers): return _outputs(charge, v_seq, tensors[0])
 
 @_steps_back.register_fake
-def _(engine, charge, kind, alpha, soft, detach, v_seq, pattern, needs, grads, x_seq, tensors, numbers):
-    (s, v), (z, constants) = _alike(x_seq), _weave(_find(charge), pattern, tensors, numbers)
+def _(engine, charge, kind, alpha, soft, detach, v_seq, pattern, needs, grads, tensors, numbers):
+    (s, v), (z, constants) = _alike(tensors[0]), _weave(_find(charge), pattern, tensors[1:], numbers)
     out = [*(torch.empty_like(v) for _ in z), *(c.new_empty(c.shape) if isinstance(c, Tensor) else None for c in constants)]
     return [s, *(o for o, n in zip(out, needs) if n)]
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #ff2493b2
 def _keep(ctx, inputs, output):
-    *ctx.how, ctx.pattern, x_seq, tensors, ctx.numbers = inputs
-    ctx.save_for_backward(x_seq, *tensors)
+    *ctx.how, ctx.pattern, tensors, ctx.numbers = inputs
+    ctx.save_for_backward(*tensors)
 
 def _gradient(ctx, grads):
-    x_seq, *tensors = ctx.saved_tensors
-    grads = [torch.zeros_like(o) if g is None else g for g, o in zip(grads, _outputs(ctx.how[1], ctx.how[6], x_seq))]
-    asked = iter(ctx.needs_input_grad[9])
+    tensors, (_, *wanted) = list(ctx.saved_tensors), ctx.needs_input_grad[8]
+    grads = [torch.zeros_like(o) if g is None else g for g, o in zip(grads, _outputs(ctx.how[1], ctx.how[6], tensors[0]))]
+    asked = iter(wanted)
     needs = [p == 't' and next(asked) for p in ctx.pattern]
-    gx, *rest = _steps_back(*ctx.how, ctx.pattern, needs, grads, x_seq, tensors, ctx.numbers)
+    gx, *rest = _steps_back(*ctx.how, ctx.pattern, needs, grads, tensors, ctx.numbers)
     rest = iter(rest)
-    return *[None] * 8, gx, [next(rest) if n else None for n in ctx.needs_input_grad[9]], None
+    return *[None] * 8, [gx, *(next(rest) if n else None for n in wanted)], None
 
 _steps.register_autograd(_gradient, setup_context=_keep)
 
@@ -182,7 +182,7 @@ def _traced(backend, x_seq, z, charge, constants, soft, surrogate, detach_reset,
     inputs = *z, *constants
     tensors, numbers = [i for i in inputs if isinstance(i, Tensor)], [float(i) for i in inputs if not isinstance(i, Tensor)]
     pattern = ''.join('t' if isinstance(i, Tensor) else 'n' for i in inputs)
-    return _steps(engine, *names, float(surrogate.alpha), soft, detach_reset, v_seq, pattern, x_seq, tensors, numbers), (engine, '')
+    return _steps(engine, *names, float(surrogate.alpha), soft, detach_reset, v_seq, pattern, [x_seq, *tensors], numbers), (engine, '')
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #5a2da957
 _made = {}

@@ -136,6 +136,13 @@ class PixelUnshuffle(StatelessLayer, nn.PixelUnshuffle, axes='C H W'): "Finer pi
 class ZeroPad1d(StatelessLayer, nn.ZeroPad1d, axes='C L'): "Zeros around a signal | 在一维信号两端补零"
 class ZeroPad2d(StatelessLayer, nn.ZeroPad2d, axes='C H W'): "Zeros around an image | 在图像四周补零"
 class ZeroPad3d(StatelessLayer, nn.ZeroPad3d, axes='C D H W'): "Zeros around a volume | 在三维数据四周补零"
-class Flatten(StatelessLayer, nn.Flatten, axes='*'): "Merge the axes of each sample | 合并每个样本的轴"
+class Flatten(StatelessLayer, nn.Flatten, axes='*'):
+    "Merge the axes of each sample | 合并每个样本的轴"
+    def forward(self,
+        input: Tensor, # `[N, *]` in mode `'s'`, `[T, N, *]` in mode `'m'` | 模式 `'s'` 下为 `[N, *]`，模式 `'m'` 下为 `[T, N, *]`
+    ) -> Tensor: # fewer axes | 轴数更少
+        "In mode `'m'` at once, since an export for any batch size does not follow two reshapes | 模式 `'m'` 下一步完成，因为批大小可变的导出跟不上两次变形"
+        if self.step_mode == 's' or self.start_dim < 1 or not isinstance(input, Tensor): return super().forward(input)
+        return self._check(input) or input.flatten(self.start_dim + 1, self.end_dim + (self.end_dim > 0))
 class Unflatten(StatelessLayer, nn.Unflatten, axes='*'): "Split an axis of each sample | 拆开每个样本的一个轴"
 class Identity(StatelessLayer, nn.Identity, axes='*'): "Nothing at all | 什么都不做"
