@@ -76,7 +76,9 @@ class Report:
     def _rows(self):
         keys = 'site op channels threshold clipped dead saturated clip quant upstream uneven rate spikes'.split()
         return keys, [[s[k] if not isinstance(s[k], float) else f'{s[k]:.2g}' for k in keys] for s in self.sites]
-    def _lines(self): return [f'{k}: {v if not isinstance(v, float) else format(v, ".3g")}' for k, v in self.whole.items() if not isinstance(v, list) or len(v) < 9] + [f'! {n}' for n in self.notes]
+    def _lines(self):
+        show = lambda v: f'{v:.3g}' if isinstance(v, float) else ', '.join(show(i) for i in v) or '-' if isinstance(v, list) else str(v)
+        return [f'{k}: {show(v)}' for k, v in self.whole.items() if not isinstance(v, list) or len(v) < 9] + [f'! {n}' for n in self.notes]
     def __str__(self):
         keys, rows = self._rows()
         rows = [keys, *[[str(c) for c in r] for r in rows]]
@@ -101,7 +103,7 @@ def plot(self: Report) -> Any: # the two axes | 两个坐标轴
         h = [s[k] for s in self.sites]
         a.bar(range(len(h)), h, bottom=bottom, label=k); bottom = [x + y for x, y in zip(bottom, h)]
     a.set(ylabel=r'$\|e\|^2/\|a\|^2$', xticks=range(len(self.sites))); a.legend(ncols=4, loc='lower center', bbox_to_anchor=(.5, 1))
-    b.semilogy(range(1, len(self.whole['NMSE over T']) + 1), self.whole['NMSE over T'], 'o-', ms=3); b.set(xlabel='$T$', ylabel='NMSE')
+    b.semilogy(range(1, len(self.whole['NMSE over T']) + 1), self.whole['NMSE over T'], 'o-', ms=3); b.set(xlabel='$T$', ylabel='NMSE'); b.locator_params(axis='x', integer=True)
     fig.tight_layout()
     return a, b
 
