@@ -8,19 +8,21 @@ __all__ = ['Converter']
 # %% ../../nbs/ann2snn/06_converter.ipynb #22292488
 import itertools, math, warnings
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
-from ..base import InputError, InputTypeError
+from ..base import InputError, InputTypeError, SnnError
 from ..functional import fuse_conv_bn_eval
 from .modules import VoltageHook, parse_mode
 from .threshold import ThresholdOptimizer
 from .factories import HookFactory, NeuronFactory
 from .rules import ActivationRule, BaseRule, MaxPoolRule, ReLURule
 from .graph import ConversionError, check, label, matches, out_of_place, trace, twin
+from .example import Form, _Shown, as_plain, form_of, packer
 from .utils import Progress, batch_inputs
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #ab27b2ae
@@ -29,7 +31,7 @@ class Converter(nn.Module):
     def __init__(self,
         dataloader: Iterable,                     # batches for calibration | 用于校准的各批数据
         device: str | torch.device | None = None, # where the result is to be; `None`: where the network is | 结果所在的设备；`None` 表示与网络相同
-        mode: str | float = 'Max',                # `'max'`, `'p%'`, or a number in (0, 1] | `'max'`、`'p%'`，或 (0, 1] 里的数
+        mode: str | float | ThresholdOptimizer = 'Max', # `'max'`, `'p%'`, a number in (0, 1], `'mse'`, `'balance'`, `'moments'`, or an optimizer | `'max'`、`'p%'`、(0, 1] 里的数、`'mse'`、`'balance'`、`'moments'`，或优化器
         momentum: float | None = None,            # `None`: all batches count alike; a number: moving average | `None` 表示各批同等对待；一个数表示滑动平均
         fuse_flag: bool = True,                   # fold batch normalisation | 是否并入批归一化
         rules: Sequence[ActivationRule] | None = None, # what is replaced; `None`: ReLU | 替换什么；`None` 表示 ReLU
@@ -47,12 +49,12 @@ class Converter(nn.Module):
         calibration: int = 128,                   # images that are kept for trying and correcting | 为尝试与修正而保留的图像数
     ):
         super().__init__()
-        parse_mode(mode); VoltageHook(momentum=momentum)
+        VoltageHook(momentum=momentum)
+        from snnbook.ann2snn.statistics import threshold_optimizer as by_name
+        chosen = by_name(mode, T)                 # refuses what is no mode | 拒绝不存在的定标方式
         try: self.device = None if device is None else torch.device(device)
         except RuntimeError as e: raise InputError(f"device {device!r}: {e}") from e
-        for r in rules or ():
-            missing = [m for m in ('match', 'insert_hooks', 'find_replacements', 'replace_with_neurons') if not callable(getattr(r, m, None))]
-            if missing or isinstance(r, type): raise InputTypeError(f"{r!r} is not a rule: " + ('give an instance, not the class' if isinstance(r, type) else f'it lacks {missing}'))
+        _check_rules(rules)
         self.dataloader, self.mode, self.momentum, self.fuse_flag, self.strict, self.progress = dataloader, mode, momentum, fuse_flag, strict, progress
         self.rules, self.given_rules = [ReLURule()] if rules is None else [*rules], rules is not None
         self.preset, self.T, self.fallback, self.calibration = preset, T, fallback, calibration
@@ -60,8 +62,16 @@ class Converter(nn.Module):
         self._check_preset(neuron_factory, threshold_optimizer)
         self.neuron_factory = NeuronFactory(v_init=.5) if neuron_factory is None else neuron_factory
         self.threshold_optimizer = ThresholdOptimizer() if threshold_optimizer is None else threshold_optimizer
+        if self.preset is None and (chosen is mode or chosen.strategy is not mode): self.mode, self.threshold_optimizer = 'Max', threshold_optimizer or chosen # a search is no statistic | 搜索不是统计量
     @staticmethod
     def _extract_batch_input(data): return batch_inputs(data)[0] # its name in SpikingJelly | 在 SpikingJelly 里的名字
+
+# %% ../../nbs/ann2snn/06_converter.ipynb #abe537a7
+def _check_rules(rules):
+    if rules is not None and not isinstance(rules, Iterable): raise InputTypeError(f"rules must be a list of rules, not {rules!r}")
+    for r in rules or ():
+        missing = [m for m in ('match', 'insert_hooks', 'find_replacements', 'replace_with_neurons') if not callable(getattr(r, m, None))]
+        if missing or isinstance(r, type): raise InputTypeError(f"{r!r} is not a rule: " + ('give an instance, not the class' if isinstance(r, type) else f'it lacks {missing}'))
 
 def _all(rules): return [*rules, MaxPoolRule()] if rules else []
 def _mine(rules, node, modules): return next((r for r in rules if matches(r, node, modules)), None)
@@ -79,7 +89,7 @@ def _check_preset(self: Converter, factory=None, optimizer=None): # presets are 
     if self.preset is None and not any(v is not None for v in self.own.values()) and not self.fallback: return
     from snnbook.ann2snn.presets import PRESETS
     if self.preset not in PRESETS: raise InputError(f"preset {self.preset!r} is not known, and threshold, neuron, code, post and fallback need one: {', '.join(map(repr, PRESETS))}")
-    if not isinstance(self.T, int) or isinstance(self.T, bool) or self.T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {self.T!r}")
+    if not isinstance(self.T, Integral) or isinstance(self.T, bool) or self.T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {self.T!r}")
     if not isinstance(self.calibration, int) or self.calibration < 1: raise InputError(f"calibration must be a whole number of images, at least 1, not {self.calibration!r}")
     if factory is not None or self.momentum is not None: raise InputError("neuron_factory and momentum belong to the classic way: with a preset, "
         "choose neuron=, a class of coded neurons, or a CodedFactory; all data count alike")
@@ -187,52 +197,80 @@ class _Dims(fx.Interpreter): # run a graph and note the number of axes of every 
         if isinstance(y, Tensor): n.meta['ndim'] = y.dim()
         return y
 
-def _inputs(gm): # the inputs without which it cannot be called | 调用时不可缺少的输入
-    nodes = [n for n in gm.graph.nodes if n.op == 'placeholder' and not n.target.startswith('*')]
-    return tuple(n.target for n in nodes if not n.args) or tuple(n.target for n in nodes[:1])
-
 class _Last(list): # what was converted last: no submodule, and a copy of the converter is without it | 最近转换的网络：不是子模块，转换器的副本也不带它
     def __reduce__(self): return _Last, ()
 
 def _device(net): return next((t.device for t in itertools.chain(net.parameters(), net.buffers())), None)
 
-def _feed(loader, names, device, progress): # the inputs of every batch, on the device | 每一批的输入，已在设备上
-    if isinstance(loader, Tensor): loader = [loader] # a bare tensor is one batch | 单独的张量就是一批
+def _batches(loader, progress): # every batch, as the loader gives it | 每一批，照加载器给出的样子
+    if isinstance(loader, Tensor) or hasattr(loader, '__array__'): loader = [loader] # a bare tensor is one batch | 单独的张量就是一批
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset): raise InputError(
         "the data loader is a data set, which gives single samples: wrap it in torch.utils.data.DataLoader")
     try: total = len(loader)
     except (TypeError, AttributeError): total = None
     try: batches = iter(loader)
     except TypeError as e: raise InputTypeError(f"the data loader must be iterable, not {type(loader).__name__}") from e
-    for batch in Progress(progress, total=total, desc='calibration').over(batches):
-        yield tuple(x.to(device) if device is not None else x for x in batch_inputs(batch, names))
+    return iter(Progress(progress, total=total, desc='calibration').over(batches))
+
+def _feed(loader, net, device, progress): # how a batch becomes a call; the inputs of the first batch; those of the others, on the device | 一批怎样成为一次调用；第一批的输入；其余各批的输入，已在设备上
+    batches, form = _batches(loader, progress), Form(net)
+    raw = next(batches, None)
+    if raw is None: return form, None, iter(())
+    form = form_of(net, raw, device)
+    given = lambda b: tuple(x.to(device) if device is not None else x for x in form.of_batch(b))
+    return form, given(raw), map(given, batches)
+
+def _through(gm, feed): # let all batches through | 让每一批流过
+    for i, inputs in enumerate(feed, 1):
+        try: gm(*inputs)
+        except SnnError: raise
+        except Exception as e: raise ConversionError(f"{type(gm).__name__} cannot take batch {i} of the data loader, of shape {', '.join(str(tuple(x.shape)) for x in inputs)}: {_line(e)}") from e
+
+def _line(e): return str(e).partition(chr(10))[0]
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #7b484231
 def _same(a, b): # equal up to rounding? the largest relative difference and what is allowed | 除舍入外是否相等？最大相对差与允许值
-    pairs = [(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b)) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    pairs = [(x, y) for x, y in zip(tree_leaves(as_plain(a)), tree_leaves(as_plain(b))) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
     if any(x.shape != y.shape for x, y in pairs): return math.inf, 0.
     gap = lambda x, y: ((x - y).abs().nan_to_num(0.).max() / x.abs().nan_to_num(0.).max().clamp(min=torch.finfo(x.dtype).tiny)).item()
     allowed = lambda x: torch.finfo(x.dtype).eps**.5 * (32 if x.is_cuda else 4)             # a GPU may multiply in a short format | GPU 可能用短格式做乘法
     return max((gap(x, y) for x, y in pairs), default=0.), max((allowed(x) for x, _ in pairs), default=0.)
 
-def _answer(net, inputs): # what the network says; after that its copy works out of place, as the graph does | 网络的回答；此后它的副本与图一样不再就地运算
+def _answer(net, inputs, form): # what the network says | 网络的回答
     what = ', '.join(f'{x.dtype} of shape {tuple(x.shape)}' for x in inputs)
-    own = next((p.dtype for p in net.parameters()), None)
-    try: want = net(*(x.clone() for x in inputs))
+    own, (args, kwargs) = next((p.dtype for p in net.parameters()), None), form.arguments([x.clone() for x in inputs])
+    try: return net(*args, **kwargs)
     except Exception as e: raise ConversionError(f"{type(net).__name__} cannot take the calibration batch ({what}; its own parameters are {own}): {e}. "
                                                  "Batches are not cast: the loader must give what the network takes") from e
-    for m in net.modules():
-        if getattr(m, 'inplace', False): m.inplace = False
-    return want
 
-def _first(net, gm, inputs): # run the first batch through both, before anything is changed | 改动之前，让第一批数据流过两者
-    want = _answer(net, inputs)
-    return want, _Dims(gm).run(*(x.clone() for x in inputs))
+def _tame(net): # let modules work out of place, as the graph does; those that did not | 让模块像图一样不再就地运算；返回原先就地运算的模块
+    found = [m for m in net.modules() if getattr(m, 'inplace', False)]
+    for m in found: m.inplace = False
+    return found
 
 def _agree(a, b, net):
     gap, allowed = _same(a, b)
     if gap > allowed: raise ConversionError(f"read as a graph, {type(net).__name__} gives other numbers than itself (relative difference {gap:.2g}): "
         "its forward depends on something that a trace cannot see, such as the data, the batch size, or random numbers")
+
+def _follow(net, rules, form, inputs): # a graph that says what the network says; and what that is, or why it says nothing | 与网络说法一致的图；以及它的说法，或它为何不说
+    if inputs is None: return out_of_place(trace(net, rules)), None
+    try: want, why = _answer(net, inputs, form), None
+    except ConversionError as e: return out_of_place(trace(net, rules)), e        # what cannot be converted at all is told first | 先说根本无法转换之处
+    for tracer in ([] if form.how or form.keywords else [None]) + [_Shown]:
+        busy = []
+        try:
+            gm = out_of_place(trace(net, rules, tracer and tracer(rules, inputs, form)))
+            busy = _tame(net)
+            try: got = gm(*(x.clone() for x in inputs))
+            except Exception as e: raise ConversionError(f"read as a graph, {type(net).__name__} fails ({_line(e)}): its forward asks for something that a trace cannot see, such as isinstance") from e
+            _agree(want, got, net)
+            if tracer: form.shapes = [x.shape[1:] for x in inputs]
+            return gm, want
+        except ConversionError as e: why = why or e
+        for m in busy: m.inplace = True
+        if 'not installed as a submodule' in str(why) or 'is compiled' in str(why): break
+    raise why
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #f78bd7d7
 class _Curves(fx.Interpreter): # where a neuron will stand for what is no rectifier | 神经元将要代替的并不是整流之处
@@ -253,41 +291,48 @@ def _say_other(gm, rules, factory, inputs): # only where the rule leaves the cho
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #4144ba2e
 @patch
-def _calibrate(self: Converter, net, gm, device): # the graph with hooks that have seen all data | 钩子看完全部数据后的图
-    feed = _feed(self.dataloader, _inputs(gm), device, self.progress)
-    if (first := next(feed, None)) is None: raise InputError(
-        "the data loader gave no batch, so there is nothing to calibrate with: is it empty, or a generator that is used up?")
-    want, got = _first(net, gm, first)
-    _agree(want, got, net)
+def _calibrate(self: Converter, net, gm, want, few, feed): # the graph with hooks that have seen all data | 钩子看完全部数据后的图
+    _Dims(gm).run(*(x.clone() for x in few))
     gm = self.fuse(gm, fuse_flag=self.fuse_flag)
-    _agree(want, gm(*(x.clone() for x in first)), net)
-    _say_other(gm, self.rules, self.neuron_factory, tuple(x[:8] for x in first))
+    _agree(want, gm(*(x.clone() for x in few)), net)
+    _say_other(gm, self.rules, self.neuron_factory, few)
     gm = self.set_voltagehook(gm, mode=self.mode, momentum=self.momentum, rules=self.rules)
-    for inputs in itertools.chain([first], feed): gm(*inputs)
+    _through(gm, feed)
     hooks = [(n, m) for n, m in gm.named_modules() if isinstance(m, VoltageHook)]
     for name, hook in hooks:
         if not hook.seen.count: raise InputError(f"the hook {name!r} saw no numbers: the batches are empty")
-        if not hook.seen.max.isfinite(): raise ConversionError(f"the activations at {name!r} are not finite ({hook.seen.max.item()}): threshold must be a finite positive number")
+        if not hook.seen.max.isfinite(): raise ConversionError(f"the activations at {name!r} are not finite ({hook.seen.max.item()}): threshold must be a finite positive number. Look for NaN or infinity in the calibration data")
     return gm
 
 # %% ../../nbs/ann2snn/06_converter.ipynb #8d2ddc13
+@patch
+def _twin(self: Converter, ann): # a private copy, opened up, where the result is to be; and where that is | 私有副本，已打开，放在结果应在之处；以及那是哪里
+    from snnbook.ann2snn.spellings import open_up
+    net = open_up(twin(ann))
+    device = self.device or _device(net)
+    if device is not None and device.type == 'meta': raise ConversionError("there are no numbers on the device 'meta', so nothing can be calibrated there")
+    try: return net if self.device is None else net.to(device), device
+    except (AssertionError, RuntimeError, NotImplementedError) as e: raise ConversionError(f"{type(ann).__name__} cannot be moved to the device {str(device)!r}: {e}") from e
+
+_NOTHING = "the data loader gave no batch, so there is nothing to calibrate with: is it empty, or a generator that is used up?"
+
+# %% ../../nbs/ann2snn/06_converter.ipynb #c00ebff7
 @patch
 def forward(self: Converter,
     ann: nn.Module, # a trained network, left as it is | 训练好的网络，保持原样
 ) -> fx.GraphModule: # a spiking network, to be run one time step a call | 脉冲网络，每次调用走一个时间步
     "Convert a network | 转换网络"
     from snnbook.ann2snn.network import SpikingGraph
-    from snnbook.ann2snn.spellings import open_up, values_only
+    from snnbook.ann2snn.spellings import values_only
     self.ann = _Last([ann])
     if self.preset is not None: return self.by_preset(ann)
     rules = _all(self.rules)
-    net = open_up(twin(ann))
-    device = self.device or _device(net)
-    if device is not None and device.type == 'meta': raise ConversionError("there are no numbers on the device 'meta', so nothing can be calibrated there")
-    try: net = net if self.device is None else net.to(device)
-    except (AssertionError, RuntimeError, NotImplementedError) as e: raise ConversionError(f"{type(ann).__name__} cannot be moved to the device {str(device)!r}: {e}") from e
+    net, device = self._twin(ann)
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
-        gm = values_only(out_of_place(trace(net, rules)))
+        form, first, feed = _feed(self.dataloader, net, device, self.progress)
+        few = first and tuple(x[:8] for x in first)                              # enough to see shapes and to compare | 看形状、作比较已经够了
+        gm, want = _follow(net, rules, form, few)
+        gm = values_only(gm)
         gm.graph.eliminate_dead_code() # a branch that nobody uses is not converted | 没有人用的分支不转换
         if rules: check(gm, rules, self.strict)
         modules = dict(gm.named_modules(remove_duplicate=False))
@@ -297,8 +342,9 @@ def forward(self: Converter,
             if n.op == 'call_module' and isinstance(modules[n.target], nn.modules.dropout._DropoutNd) and not _mine(rules, n, modules):
                 n.replace_all_uses_with(n.args[0]); gm.graph.erase_node(n)
         gm.recompile()
-        snn = self.replace_by_neurons(self._calibrate(net, gm, device))
-    return SpikingGraph.of(snn if self.device is None else snn.to(device))
+        if first is None or isinstance(want, ConversionError): raise want or InputError(_NOTHING)
+        snn = self.replace_by_neurons(self._calibrate(net, gm, want, few, itertools.chain([first], feed)))
+    return SpikingGraph.of(snn if self.device is None else snn.to(device), form=form, pack=packer(want))
 
 @patch
 def convert_to_spiking_neurons(self: Converter,

@@ -9,6 +9,7 @@ __all__ = ['SpikingGraph', 'Parts', 'build', 'watch', 'Differences']
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any
 import torch
@@ -19,7 +20,7 @@ from ..functional import reset_net
 from .codes import Code, DeltaCode, Inject, Once, RateCode, _LINEAR
 from .neurons import CodedNeuron, Running
 from .chunks import Chunks
-from .converter import Converter
+from .converter import Converter, _through
 from .graph import _VIEWS, _name, check, out_of_place, trace, twin
 from .operators import Method, Site, _fresh, _set, all_rules, channel_axis, mark, paths, place_sites, unshare
 from .spellings import open_up, respell
@@ -27,7 +28,17 @@ from .statistics import ChannelHook, threshold_optimizer
 from .threshold import ThresholdOptimizer
 
 # %% ../../nbs/ann2snn/12_network.ipynb #d61bc980
-class SpikingGraph(fx.GraphModule):
+class _Answers: # what a converted network is given, and what it gives | 转换后的网络接收什么、给出什么
+    def _given(self, x): # flat, whatever it stands in | 平铺的张量，不管装在什么结构里
+        form = getattr(self.made, 'form', None)
+        if form is None: return tuple(x) if isinstance(x, (tuple, list)) else (x,)
+        if not hasattr(self, 'graph'): return form.leaves(x, [False] * 99)
+        return tuple(torch.zeros(1) if v is None else v for v in form.leaves(x, [bool(n.users) for n in self.graph.nodes if n.op == 'placeholder']))
+    def _packed(self, y): # as the network would | 照原网络的样子
+        pack = getattr(self.made, 'pack', None)
+        return y if pack is None else pack(**y)
+
+class SpikingGraph(_Answers, fx.GraphModule):
     "A converted network: one step a call, or `run` | 转换后的网络：调用一次走一步，或用 `run`"
     @classmethod
     def of(cls,
@@ -76,9 +87,15 @@ def run(self: SpikingGraph,
     all_steps: bool = False,        # the answer after each step | 是否给出每一步之后的答案
 ) -> Any: # the answer, `[N, *]`, or `[T, N, *]` with `all_steps` | 答案，`[N, *]`；`all_steps` 时为 `[T, N, *]`
     "Run some steps from rest and read the answer | 从静息开始走若干步，读出答案"
-    T = self.made.T if T is None else T
-    if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
-    inputs = tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    return self._packed(self._run(self._given(x), _whole_number(self.made.T if T is None else T), all_steps))
+
+def _whole_number(T): # the number of steps | 步数
+    if not isinstance(T, Integral) or isinstance(T, bool) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
+    return int(T)
+
+@patch
+@torch.no_grad()
+def _run(self: SpikingGraph, inputs, T, all_steps=False): # the same, given flat tensors | 同上，给的是平铺的张量
     _count(self, inputs); reset_net(self)
     try:
         chunks = Chunks(self, self.code)
@@ -181,7 +198,7 @@ def build(
     made = {}
     for n in list(gm.graph.nodes):
         site = gm.get_submodule(n.target) if 'site' in n.meta else None # of the copy | 副本里的
-        if n.op == 'placeholder' and n.meta['moving'] and code.once: _swap(gm, n, _fresh(gm, 'inject'), Inject(code), (n,))
+        if n.op == 'placeholder' and n.meta['moving'] and n.users and code.once: _swap(gm, n, _fresh(gm, 'inject'), Inject(code), (n,))
         elif site is None and code.once and n.meta.get('offset'):
             m = gm.get_submodule(n.target) if n.op == 'call_module' else Method(n.target)
             _swap(gm, n, n.target if n.op == 'call_module' else _fresh(gm, n.name), Once(m, tuple(paths(n))))
@@ -215,7 +232,7 @@ def watch(
         hooks[path](x)
     for path in sites: modules[path].hook = lambda x, path=path: see(path, x)
     try:
-        for b in batches: gm(*b)
+        _through(gm, batches)
     finally:
         for path in sites: modules[path].hook = None
     return hooks

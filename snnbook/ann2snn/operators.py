@@ -91,7 +91,7 @@ class PointwiseRule(BaseRule):
     patterns = (nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid,
                 nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold, Switch, F._threshold,
                 *_both('relu6', 'hardtanh', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'hardswish', 'hardsigmoid', 'softplus', 'softsign',
-                       'logsigmoid', 'clamp', 'clip', 'clamp_max', 'abs', 'exp', 'sqrt', 'rsqrt', 'square', 'pow', 'sin', 'cos', 'erf', 'log', 'log2', 'log10', 'log1p', 'exp2', 'expm1', 'reciprocal', 'threshold', 'hardshrink', 'softshrink', 'tanhshrink', 'atan', 'arctan', 'sinh', 'cosh', 'asinh', 'logit'))
+                       'logsigmoid', 'clamp', 'clip', 'clamp_max', 'abs', 'absolute', 'exp', 'sqrt', 'rsqrt', 'square', 'pow', 'sin', 'cos', 'erf', 'log', 'log2', 'log10', 'log1p', 'exp2', 'expm1', 'reciprocal', 'threshold', 'hardshrink', 'softshrink', 'tanhshrink', 'atan', 'arctan', 'sinh', 'cosh', 'asinh', 'logit', 'clamp_min', 'tan', 'asin', 'arcsin', 'acos', 'arccos', 'erfc', 'expit', 'sinc', 'nan_to_num'), torch.special.expit)
     def match(self,
         node: fx.Node,                 # a node of the graph | 图中的一个节点
         modules: dict[str, nn.Module], # the modules of the network by name | 网络的模块，按名字
@@ -103,10 +103,10 @@ class MixingRule(BaseRule):
     "Functions that mix many numbers: normalisations, softmax, attention | 混合许多数的函数：归一化、softmax、注意力"
     kind = 'running'
     patterns = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm, nn.Softmax, nn.Softmin, nn.LogSoftmax,
-                nn.Softmax2d, nn.MultiheadAttention, Switch, nn.LPPool1d, nn.LPPool2d, nn.Bilinear, nn.CosineSimilarity, nn.GLU,
+                nn.Softmax2d, nn.MultiheadAttention, Switch, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.CrossMapLRN2d, nn.Bilinear, nn.CosineSimilarity, nn.PairwiseDistance, nn.GLU,
                 *_both('layer_norm', 'rms_norm', 'group_norm', 'instance_norm', 'local_response_norm', 'softmax', 'softmin', 'log_softmax', 'normalize', 'logsumexp', 'norm', 'var', 'std',
                        'scaled_dot_product_attention', 'multi_head_attention_forward', 'lp_pool1d', 'lp_pool2d', 'glu', 'prelu', 'maximum', 'minimum', 'amin', 'prod', 'where', 'lerp',
-                       'cosine_similarity', 'cdist'), torch.linalg.norm, torch.linalg.vector_norm)
+                       'cosine_similarity', 'cdist', 'pairwise_distance', 'lp_pool3d', 'logaddexp', 'hypot', 'atan2', 'arctan2', 'fmax', 'fmin', 'std_mean', 'var_mean'), torch.linalg.norm, torch.linalg.vector_norm)
     def match(self,
         node: fx.Node,                 # a node of the graph | 图中的一个节点
         modules: dict[str, nn.Module], # the modules of the network by name | 网络的模块，按名字
@@ -118,7 +118,7 @@ class MixingRule(BaseRule):
 class ProductRule(BaseRule):
     "Products and quotients of two activations | 两个激活值的乘积与商"
     kind = 'running'
-    patterns = tuple(_both('mul', 'multiply', 'matmul', 'bmm', 'mm', 'einsum', 'div', 'true_divide', 'truediv', 'baddbmm', 'addcmul', 'bilinear', 'dot', 'mv', 'addmm', 'tensordot', 'inner', 'outer', 'linear'))
+    patterns = (*_both('mul', 'multiply', 'matmul', 'bmm', 'mm', 'einsum', 'div', 'true_divide', 'truediv', 'baddbmm', 'addcmul', 'bilinear', 'dot', 'mv', 'addmm', 'tensordot', 'inner', 'outer', 'linear', 'divide', 'vecdot'), torch.linalg.vecdot)
     def match(self,
         node: fx.Node,                 # a node of the graph | 图中的一个节点
         modules: dict[str, nn.Module], # the modules of the network by name | 网络的模块，按名字

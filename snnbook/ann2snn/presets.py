@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'layerwise', 'site_values', 'nmse', 'PostPass', 'BiasCorre
            'SRP', 'binary', 'signed', 'annealed', 'multi', 'few', 'choose']
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #8ac9f980
-import inspect, itertools, warnings
+import itertools, warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,14 +17,15 @@ from torch.utils._pytree import tree_leaves
 from ..base import InputError
 from ..functional import reset_net
 from .chunks import Chunks
+from .example import as_plain, packer
 from .codes import Annealing, DeltaCode, FewSpikes, RateCode
-from .converter import Converter, _agree, _answer, _device, _feed, _first, _inputs, _same
-from .graph import ConversionError, check, out_of_place, problems, trace, twin
+from .converter import Converter, _NOTHING, _agree, _answer, _feed, _follow, _line, _same, _tame
+from .graph import ConversionError, check, problems
 from .network import Parts, SpikingGraph, build, watch
 from .neurons import BinaryIF, CodedNeuron, FewSpikeIF, MultiThresholdIF, SignedIF, _halving
 from .operators import FallbackRule, Site, all_rules, canonical, mark
 from .rules import MaxPoolRule
-from .spellings import open_up, respell
+from .spellings import respell
 from .statistics import ChannelHook, LeastSquares
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #03af10ae
@@ -63,7 +64,7 @@ def nmse(
     want: Any, # what the original says | 原网络的回答
 ) -> float: # 0 if they agree | 一致时为 0
     "Normalised mean squared error | 归一化均方误差"
-    pairs = [(a.double(), b.double()) for a, b in zip(tree_leaves(y), tree_leaves(want)) if isinstance(b, Tensor)]
+    pairs = [(a.double(), b.double()) for a, b in zip(tree_leaves(as_plain(y)), tree_leaves(as_plain(want))) if isinstance(b, Tensor)]
     return (sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs).clamp(min=1e-30)).item()
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #d196e77d
@@ -241,7 +242,7 @@ def _look(gm, feed, keep): # watch all batches, and keep the first samples | 观
     stats = watch(gm, batches())
     for path, h in stats.items():
         if not h.seen.count: raise InputError(f"the site {path!r} saw no numbers: the batches are empty")
-        if not h.seen.max.isfinite().all(): raise ConversionError(f"the activations at {path!r} are not finite: a threshold must be a finite positive number")
+        if not h.seen.max.isfinite().all(): raise ConversionError(f"the activations at {path!r} are not finite: a threshold must be a finite positive number. Look for NaN or infinity in the calibration data")
     return stats, tuple(torch.cat(x)[:keep] for x in zip(*kept)), samples[0]
 
 def _tidy(gm, rules, fallback): # what does nothing goes; what nobody knows is marked, if it may stay | 去掉什么也不做的；没人认识的若可保留就作标记
@@ -253,18 +254,16 @@ def _tidy(gm, rules, fallback): # what does nothing goes; what nobody knows is m
 
 # %% ../../nbs/ann2snn/13_presets.ipynb #465284ef
 @patch
-def _by_module(self: Converter, net, rules, device, error): # the way for networks that cannot be traced | 无法追踪的网络走的路
+def _by_module(self: Converter, net, rules, form, first, feed, error): # the way for networks that cannot be traced | 无法追踪的网络走的路
     from snnbook.ann2snn.tree import convert_tree
     if 'not installed as a submodule' in str(error) or 'is compiled' in str(error): raise error
-    names = tuple(n for n, p in inspect.signature(net.forward).parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD) or ('x',)
     parts = {'binary': binary, 'multi': multi}.get(self.preset, signed)(self.T)[0]
     parts = Parts(parts.name, RateCode(), self.own['neuron'] or parts.neuron, self.own['threshold'] or parts.threshold)
-    feed = _feed(self.dataloader, names, device, self.progress)
-    if (first := next(feed, None)) is None: raise InputError("the data loader gave no batch, so there is nothing to calibrate with: is it empty, or a generator that is used up?")
+    if first is None: raise InputError(_NOTHING)
     few = tuple(x[:8] for x in first)
-    gap, allowed = _same(_answer(net, few), net(*(x.clone() for x in few)))
+    gap, allowed = _same(_answer(net, few, form), (_tame(net), _answer(net, few, form))[1])
     if gap > allowed: raise ConversionError(f"{error}. It also works in place on memory that it reads again: set inplace=False there")
-    snn = convert_tree(net, rules, itertools.chain([first], feed), parts, self.T, str(error))
+    snn = convert_tree(net, rules, itertools.chain([first], feed), parts, self.T, str(error), form)
     warnings.warn(f"{type(net).__name__} cannot be traced, so it is converted module by module, in a rate code ({parts.name}), and each answer is checked")
     return snn
 
@@ -286,31 +285,25 @@ def by_preset(self: Converter,
 ) -> SpikingGraph: # a spiking network with `run` and `report` | 带有 `run` 与 `report` 的脉冲网络
     "Convert by the preset of this converter | 按本转换器的预设转换"
     rules = [*(self.rules if self.given_rules else []), *all_rules()] + ([FallbackRule()] if self.fallback else [])
-    net = open_up(twin(ann))
-    device = self.device or _device(net)
-    if device is not None and device.type == 'meta': raise ConversionError("there are no numbers on the device 'meta', so nothing can be calibrated there")
+    net, device = self._twin(ann)
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
-        if self.device is not None: net = net.to(device)
-        try: gm = out_of_place(trace(net, rules))
-        except ConversionError as e: return self._by_module(net, rules, device, e)
-        feed = _feed(self.dataloader, _inputs(gm), device, self.progress)
-        first = next(feed, None)
+        form, first, feed = _feed(self.dataloader, net, device, self.progress)
+        few = first and tuple(x[:8] for x in first)                              # enough to see shapes and to compare | 看形状、作比较已经够了
+        try: gm, want = _follow(net, rules, form, few)
+        except ConversionError as e: return self._by_module(net, rules, form, first, feed, e)
         gm = mark(respell(_fix(gm, first or ())))
         _tidy(gm, rules, self.fallback)
         check(gm, rules, self.strict)
-        if first is None: raise InputError("the data loader gave no batch, so there is nothing to calibrate with: is it empty, or a generator that is used up?")
-        few = tuple(x[:8] for x in first)                                        # enough to see shapes and to compare | 看形状、作比较已经够了
-        want, got = _first(net, gm, few)
-        _agree(want, got, net)
+        if first is None or isinstance(want, ConversionError): raise want or InputError(_NOTHING)
         gm = _lay(canonical(gm, rules, few, self.fuse_flag))
         _agree(want, gm(*few), net)
         stats, sample, samples = _look(gm, itertools.chain([first], feed), self.calibration)
         if not stats: warnings.warn(f"no activation was found in {type(ann).__name__}: the result has no spiking neuron")
         try: snn = choose(gm, stats, self.candidates(), self.T, sample, samples)
         except InputError: raise
-        except RuntimeError as e: raise ConversionError(f"the spiking network cannot take a batch of another size than it was calibrated with ({e}): the network mixes the samples of a batch") from e
+        except RuntimeError as e: raise ConversionError(f"the spiking network cannot take a batch of another size than it was calibrated with ({_line(e)}): the network mixes the samples of a batch, or the data loader gives single samples") from e
     norms = lambda m: sum(isinstance(b, nn.modules.batchnorm._BatchNorm) for b in m.modules())
-    snn.made.__dict__.update(ann=[gm], stats=stats, samples=samples, preset=self.preset, sample=sample, folded=norms(net) - norms(gm))
+    snn.made.__dict__.update(ann=[gm], stats=stats, samples=samples, preset=self.preset, sample=sample, form=form, pack=packer(want), folded=norms(net) - norms(gm))
     _warn(snn)
     return snn if self.device is None else snn.to(device)
 

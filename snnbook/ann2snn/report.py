@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 from ..base import InputError, need
 from ..plot import style
 from .codes import Once
+from .example import as_plain
 from .converter import Converter
 from .network import SpikingGraph
 from .neurons import CodedNeuron, Running
@@ -132,7 +134,7 @@ def report(self: SpikingGraph,
 ) -> Report: # print it, or look at it in a notebook | 可打印，或在笔记本里查看
     "Where the error comes from and what it costs | 误差来自哪里，代价是多少"
     if not hasattr(self.made, 'ann'): raise InputError("this network was converted in the classic way, which keeps nothing to compare with: use Converter(loader, preset=...)")
-    T, x = self.made.T if T is None else T, self.made.sample if x is None else x if isinstance(x, (tuple, list)) else (x,)
+    T, x = self.made.T if T is None else T, self.made.sample if x is None else self._given(x)
     p = next((t for t in self.parameters()), None)
     if p is not None: self.made.ann[0].to(p.device, p.dtype)
     want, seen = site_values(self.made.ann[0], x)
@@ -146,18 +148,20 @@ def report(self: SpikingGraph,
             dense = synapses(layer, torch.ones_like(xs[0])) / N
             r.layers.append(dict(layer=path, input='spikes' if spiking[0] else 'numbers', ops=synapses(layer, on) / N, dense=dense))
     layerwise(self, tuple(x), T, visit)
-    ys = self.run(tuple(x), T, all_steps=True)
+    ys = self._run(tuple(x), T, all_steps=True)
     return _sum_up(self, r, ys, want, labels, tolerance, T, [f'{n} ({sites[n].op})' if isinstance(sites.get(n), Site) else n for n in running])
 
 # %% ../../nbs/ann2snn/14_report.ipynb #1e3f2668
 def _sum_up(snn, r, ys, want, labels, tolerance, T, running):
-    if not isinstance(ys, Tensor): raise InputError("a report needs a network with one tensor as its output")
+    ys, want = as_plain(ys), as_plain(want)
+    if not any(isinstance(y, Tensor) for y in tree_leaves(want)): raise InputError("a report needs a network that answers with a tensor")
     r.whole = _whole(snn, r, ys, want, labels, tolerance, T, running)
     r.notes = _notes(snn, r)
     return r
 
 def _whole(snn, r, ys, want, labels, tolerance, T, running):
-    errors = [nmse(y, want) for y in ys]
+    errors = [nmse(tree_map(lambda y, t=t: y[t] if isinstance(y, Tensor) else y, ys), want) for t in range(T)]
+    ys, want = [next(y for y in tree_leaves(a) if isinstance(y, Tensor)) for a in (ys, want)]         # of several answers, the first is meant by the rest | 有几个回答时，以下指的是第一个
     ac = sum(v['ops'] for v in r.layers if v['input'] == 'spikes'); mac = sum(v['ops'] for v in r.layers if v['input'] == 'numbers')
     dense = sum(v['dense'] for v in r.layers)
     top = lambda y: y.argmax(1)

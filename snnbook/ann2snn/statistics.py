@@ -9,7 +9,7 @@ __all__ = ['ChannelTally', 'ChannelHook', 'ByMode', 'LeastSquares', 'Balance', '
 import torch
 from torch import Tensor
 from ..base import InputError, StateError
-from .modules import VoltageHook, parse_mode
+from .modules import VoltageHook, _edge, parse_mode
 from .threshold import ThresholdOptimizer
 
 # %% ../../nbs/ann2snn/10_statistics.ipynb #0a05e8a9
@@ -128,14 +128,27 @@ class ChannelHook(VoltageHook):
         return self.shape(f * self.seen.quantile(q)).to(self.dtype_seen)
 
 # %% ../../nbs/ann2snn/10_statistics.ipynb #898678d7
+class _Layer: # what a hook of a whole layer has seen, read as one channel | 整层的钩子所见，读作一个通道
+    def __init__(self, seen):
+        kept = seen.kept is not None
+        b = None if kept else seen.hist.nonzero().flatten()
+        self.a = (seen.kept.double() if kept else (_edge(b) + _edge(b + 1)).double() / 2).abs()[None]
+        self.hist = torch.ones_like(self.a) if kept else seen.hist[b][None]
+        self.count = self.counted = seen.count
+        self.squares, self.max = (self.a.square() * self.hist).sum(1), torch.maximum(-seen.min, seen.max).double()[None]
+        self.quantile = lambda q: seen.quantile(q).double()[None]
+    def centres(self): return self.a
+
 class _PerChannel(ThresholdOptimizer): # what all of them share: a dead channel gets the threshold of the middle one, or 1 | 共同之处：从不响应的通道取居中通道的阈值，或 1
     def compute_threshold(self, hook):
-        if not isinstance(hook, ChannelHook): raise InputError(f"{type(self).__name__} reads the histogram of a ChannelHook, not of a {type(hook).__name__}")
+        if isinstance(hook, VoltageHook) and not isinstance(hook, ChannelHook) and hook.seen.count: return self.choose(_Layer(hook.seen)).item()
+        if not isinstance(hook, ChannelHook): raise InputError(f"{type(self).__name__} reads the histogram of a ChannelHook, or of a VoltageHook that has seen data, not of this {type(hook).__name__}")
         s = self.choose(hook.seen)
         return hook.shape(torch.where(s > 0, s, _middle(s))).to(hook.dtype_seen)
 
 def _middle(s): return s[s > 0].median() if (s > 0).any() else torch.ones_like(s[0]) # of the channels that spoke | 在响应过的通道里
 
+# %% ../../nbs/ann2snn/10_statistics.ipynb #6e27aef4
 class ByMode(_PerChannel):
     "A maximum, percentile or fraction, channel by channel | 逐通道的最大值、百分位数或比例"
     def choose(self,

@@ -16,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from ..base import InputError, SnnError
 from ..functional import reset_net
+from .example import Form, as_plain, packer
 from .codes import Code, RateCode
 from .graph import ConversionError, _claims, _foreign
-from .network import Parts, _expects, _positive, _refusal, _seen, _shapes, _step_by_step
+from .network import Parts, _Answers, _expects, _positive, _refusal, _seen, _shapes, _step_by_step, _whole_number
 from .neurons import CodedNeuron, Running
 from .report import Report, _describe, _sum_up, synapses
 from .rules import BaseRule, MaxPoolRule
@@ -98,7 +99,7 @@ def _listed(rules): # names of functions that rules know | 规则所认识的函
     return {getattr(p, '__name__', p) for r in rules for p in getattr(r, 'patterns', ()) if not isinstance(p, type)} | {'relu', 'relu_', 'threshold', 'max_pool2d', 'max_pool1d', 'amax', 'max'}
 
 # %% ../../nbs/ann2snn/17_tree.ipynb #eaa9b283
-class SpikingTree(nn.Module):
+class SpikingTree(_Answers, nn.Module):
     "A network whose activation modules spike; runs its own code at every step | 激活模块会发放脉冲的网络；每一步都运行它自己的代码"
     def __init__(self,
         net: nn.Module,        # a private copy of the network | 网络的私有副本
@@ -108,7 +109,7 @@ class SpikingTree(nn.Module):
         seat = lambda r, m, name: Seat(m, getattr(r, 'kind', 'pool' if isinstance(r, MaxPoolRule) else 'pointwise'), name)
         for name, m in [*net.named_modules(remove_duplicate=False)][1:]:
             if (r := next((r for r in rules if _claims(r, m, name)), None)) is not None: net.set_submodule(name, seat(r, m, name))
-        self.net, self.names = net, _listed(rules)
+        self.net, self.names, self.made = net, _listed(rules), SimpleNamespace(form=None)
         self.seats = [m for m in net.modules() if isinstance(m, Seat)]
     @property
     def code(self) -> Code: # always a rate | 总是频率编码
@@ -119,7 +120,10 @@ class SpikingTree(nn.Module):
     ) -> Any: # the output of one step | 一步的输出
         "One step | 走一步"
         for s in self.seats: s.call = 0
-        return self.net(*x)
+        args, kwargs = self.made.form.arguments(x) if self.made.form else (x, {})
+        y = self.net(*args, **kwargs)
+        self.made.pack = packer(y)
+        return as_plain(y)
     def _forget(self):
         for s in self.seats: s.sums = []
         reset_net(self)
@@ -135,8 +139,10 @@ def run(self: SpikingTree,
     all_steps: bool = False,        # the answer after each step | 是否给出每一步之后的答案
 ) -> Any: # the answer, `[N, *]`, or `[T, N, *]` with `all_steps` | 答案，`[N, *]`；`all_steps` 时为 `[T, N, *]`
     "Run some steps from rest, read the answer, and check it | 从静息开始走若干步，读出答案，并检查它"
-    T, x = self.made.T if T is None else T, tuple(x) if isinstance(x, (tuple, list)) else (x,)
-    if not isinstance(T, int) or T < 1: raise InputError(f"T must be a whole number of steps, at least 1, not {T!r}")
+    return self._packed(self._run(self._given(x), _whole_number(self.made.T if T is None else T), all_steps))
+
+@patch
+def _run(self: SpikingTree, x, T, all_steps=False): # the same, given flat tensors | 同上，给的是平铺的张量
     self._forget(); self._set('spike')
     try:
         y = self._named(_step_by_step, self, x, T, all_steps)
@@ -185,10 +191,11 @@ def convert_tree(
     parts: Parts,                 # what to build it from; its code gives way to a rate | 用什么来造；其编码改为频率
     T: int,                       # number of steps | 步数
     why: str = '',                # why there is no graph | 为什么没有图
+    form: Form | None = None,     # how the network takes its inputs; `None`: tensors | 网络怎样接收输入；`None` 表示张量
 ) -> SpikingTree: # the spiking network | 脉冲网络
     "Convert module by module | 逐模块转换"
     tree, code, optimizer, few = SpikingTree(net.eval(), rules), RateCode(), threshold_optimizer(parts.threshold, T), None
-    kept, samples = None, 0
+    kept, samples, tree.made.form = None, 0, form
     for b in batches:
         few, kept, samples = few if few is not None else tuple(v[:8] for v in b), b if kept is None else kept, samples + len(b[0])
         tree(*b)
@@ -196,10 +203,11 @@ def convert_tree(
         for h in s.hooks:
             f = None if s.kind == 'relu' else s.f
             s.nodes.append(Running(s.f, code, _slots(s)) if h is None else parts.neuron(optimizer.compute_threshold(h), code, f, f is None or _positive(f)))
-    tree.made = SimpleNamespace(code=code, T=T, parts=parts, sample=tuple(v[:64] for v in kept or ()), samples=samples, folded=0, tried={})
+    tree.made.__dict__.update(code=code, T=T, parts=parts, sample=tuple(v[:64] for v in kept or ()), samples=samples, folded=0, tried={})
     if not any(s.nodes for s in tree.seats): raise ConversionError(f"{why}. It has no activation modules either")
-    try: tree.run(few, min(T, 4))
+    try: tree._run(few, min(T, 4))
     except ConversionError as e: raise ConversionError(f"{why}. Nor can it be converted module by module: {e}") from e
+    if not any(isinstance(n, CodedNeuron) for s in tree.seats for n in s.nodes): warnings.warn(f"no activation module was found in {type(net).__name__}: the result has no spiking neuron")
     return tree
 
 def _slots(s): return tuple(range(8)) if s.kind == 'running' else (0,)
@@ -216,7 +224,7 @@ def report(self: SpikingTree,
     tolerance: float = 1e-3,                      # NMSE at which the network has arrived | 视为已经到达的 NMSE
 ) -> Report: # print it, or look at it in a notebook | 可打印，或在笔记本里查看
     "Where the error comes from and what it costs | 误差来自哪里，代价是多少"
-    T, x = self.made.T if T is None else T, self.made.sample if x is None else tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    T, x = self.made.T if T is None else T, self.made.sample if x is None else self._given(x)
     coded = [(s, i, n) for s in self.seats for i, n in enumerate(s.nodes) if isinstance(n, CodedNeuron)]
     names = {m: n for n, m in self.net.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
     seen, steps, layers = {}, {}, {}
@@ -227,7 +235,7 @@ def report(self: SpikingTree,
         self._set('spike')
         for t in taps: t.remove()
     taps = [n.register_forward_hook(_listen(steps, n)) for _, _, n in coded] + [m.register_forward_hook(_listen(layers, m)) for m in names]
-    try: ys = self.run(x, T, all_steps=True)
+    try: ys = self._run(x, T, all_steps=True)
     finally:
         for t in taps: t.remove()
     r, N = Report(), len(x[0])

@@ -17,7 +17,9 @@ from ..base import InputError, InputTypeError, SnnError
 # %% ../../nbs/ann2snn/05_utils.ipynb #ff945e8d
 _KEYS = 'input', 'inputs', 'image', 'images', 'img', 'x', 'data', 'pixel_values', 'input_ids'
 
-def _tensor(x): return x if isinstance(x, Tensor) else torch.as_tensor(x)
+def _tensor(x):
+    if not _is_data(x): raise InputTypeError(f"a tensor or an array is needed, not {type(x).__name__}")
+    return x if isinstance(x, Tensor) else torch.as_tensor(x)
 
 def _is_data(x): return isinstance(x, Tensor) or hasattr(x, '__array__')
 
@@ -33,6 +35,7 @@ def batch_inputs(
         keys = [k for k in _KEYS if k in batch] or ([*batch] if len(batch) == 1 else [])
         if len(names) > 1 or not keys: raise InputError(f"the batch has the keys {[*batch]}, but the network takes {[*names]}: name them alike, or give tuples")
         return (_tensor(batch[keys[0]]),)
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (tuple, list, Mapping)) and len(batch) > 1: return batch_inputs(batch[0], names) # inputs and labels | 输入与标签
     if isinstance(batch, (tuple, list)):
         if not batch: raise InputError("the batch is an empty list or tuple")
         if len(batch) < len(names): raise InputError(f"the batch has {len(batch)} entries, but the network takes {len(names)} inputs: {[*names]}")
