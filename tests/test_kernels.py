@@ -627,3 +627,32 @@ def test_a_network_compiled_ahead_of_time(tmp_path): # its memories start as num
     package = torch._inductor.aoti_compile_and_package(torch.export.export(net, (x,)), package_path=str(tmp_path/'net.pt2'))
     functional.reset_net(net)
     assert torch.equal(torch._inductor.aoti_load_package(package)(x), net(x)) and net[1].v.any()
+
+
+def test_equations_that_differ_in_a_default_value_only():
+    def make(share):
+        def charge(v, x, share=share): return v * share + x
+        return charge
+    x = torch.rand(6, 50)
+    for share in .5, .9:
+        a, b = (dispatch.multi_step(x, 0., make(share), (), 1., 0., surrogate.ATan(), backend=b) for b in ('numba', 'torch'))
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]), share # in single precision, too
+
+
+class Triangle(surrogate.SurrogateFunction):
+    primitive_function, gradient = staticmethod(torch.sigmoid), staticmethod(lambda x, alpha: torch.clamp(alpha - abs(x), min=0.))
+
+
+class Unreadable(Triangle): # a kernel takes no `input=`, which is seen on the way back only
+    gradient = staticmethod(lambda x, alpha: torch.clamp(input=alpha - abs(x), min=0.))
+
+
+@pytest.mark.parametrize('kind, then', [(Triangle, 'numba'), (Unreadable, 'torch (numba could not compile it')])
+def test_gradients_of_ones_own(kind, then):
+    torch.manual_seed(0)
+    x, found = torch.randn(7, 30, requires_grad=True), []
+    for backend in 'auto', 'torch':
+        node = neuron.LIFNode(surrogate_function=kind(), step_mode='m', backend=backend)
+        found.append(torch.autograd.grad(node(x * 2).cumsum(0).sin().sum() + node.v.sum(), x)[0])
+        if backend == 'auto': assert node.backend_used == 'numba'; node.reset(); node(x); assert node.backend_used.startswith(then)
+    torch.testing.assert_close(*found)

@@ -21,7 +21,7 @@ _meanings = {torch.where: 'where', dynamics.where: 'where', torch.exp: 'exp', ma
 def _relu(x): return dynamics.where(x <= 0, 0, x)
 def _minimum(a, b): return dynamics.where(a < b, a, dynamics.where(b < a, b, (a + b) / 2)) # where they are equal, each gets half of the gradient | 相等处各得一半梯度
 def _maximum(a, b): return dynamics.where(a > b, a, dynamics.where(b > a, b, (a + b) / 2))
-def _clamp(x, min, max): return dynamics.where(x < min, min, dynamics.where(x > max, max, x))
+def _clamp(x, min=-math.inf, max=math.inf): return dynamics.where(x < min, min, dynamics.where(x > max, max, x))
 def _square(x): return x * x
 _spelled = {torch.relu: _relu, torch.nn.functional.relu: _relu, torch.minimum: _minimum, torch.maximum: _maximum, torch.clamp: _clamp, torch.square: _square}
 
@@ -67,7 +67,7 @@ def bind(
         room = means.setdefault(rooms[0], ModuleType(rooms[0])) # as in `torch.where` | 如 `torch.where`
         for r in rooms[1:]: room = vars(room).setdefault(r, ModuleType(r))
         setattr(room, last, mine)
-    copy = FunctionType(fn.__code__.replace(co_consts=_typed(fn.__code__.co_consts, real)), means, fn.__name__, fn.__defaults__)
+    copy = FunctionType(fn.__code__.replace(co_consts=_typed(fn.__code__.co_consts, real)), means, fn.__name__, _typed(fn.__defaults__ or (), real) or None)
     copy.__module__ = fn.__module__
     return compiler(copy)
 
@@ -79,7 +79,7 @@ def fingerprint(
     digest = hashlib.sha256()
     def add(part):
         if not isinstance(part, FunctionType): return digest.update(repr(part).encode())
-        digest.update(part.__code__.co_code + repr((part.__code__.co_consts, part.__code__.co_names)).encode())
+        digest.update(part.__code__.co_code + repr((part.__code__.co_consts, part.__code__.co_names, part.__defaults__)).encode())
         for _, meaning, value in _known(part): add(meaning or value)
     for part in parts: add(part)
     return digest.hexdigest()[:16]

@@ -166,13 +166,23 @@ def _loop(how, v_seq, x, z, constants): # the same by the plain loop | 用朴素
     return (s, *end, torch.stack(vs)) if v_seq else (s, *end)
 
 def _differentiable(how, v_seq, grads, m, inputs, needs): # gradients that can be differentiated again | 还能再求导的梯度
+    twice = torch.is_grad_enabled()
     with torch.enable_grad():
         outs, want = _loop(how, v_seq, inputs[0], inputs[1:m + 1], inputs[m + 1:]), [i for i, n in zip(inputs, needs) if n]
         outs, arrived = zip(*((o, g) for o, g in zip(outs, grads) if g is not None))
-        got = iter(torch.autograd.grad(outs, want, arrived, create_graph=True, allow_unused=True))
+        got = iter(torch.autograd.grad(outs, want, arrived, create_graph=twice, allow_unused=True))
     return [next(got) if n else None for n in needs]
 
 # %% ../../nbs/kernels/02_derive.ipynb #28ab87db
+_broken = {} # kernels that failed to compile, by engine, equation and surrogate, with the reason | 编译失败的内核，按引擎、方程与替代函数存放，附原因
+
+def _failed(engine, how, e): # note why, if it is the compiler that failed | 若是编译器失败，记下原因
+    if not isinstance(e, NotCompilable) and type(e).__module__.partition('.')[0] not in ('numba', 'llvmlite', 'triton'): return ''
+    name = engine.__name__.rpartition('.')[2]
+    why = _broken[name, *how[:2]] = f"{name} could not compile it: {type(e).__name__}: {str(e).strip().splitlines()[0]}"
+    return why
+
+# %% ../../nbs/kernels/02_derive.ipynb #1ea1d11a
 def _among(numbers, tensors): # the tensors in their places among the numbers, where these are None | 把张量放回数之间的空位（None）
     tensors = iter(tensors)
     return [next(tensors) if n is None else n for n in numbers]
@@ -193,8 +203,11 @@ class _Steps(torch.autograd.Function):
         grads = [g if g is None or not g._is_zerotensor() else None for g in grads]
         asked = iter(ctx.needs_input_grad[1:])
         needs = [n is None and next(asked) for n in numbers]
-        if torch.is_grad_enabled(): found = _differentiable(how, v_seq, grads, m, inputs, needs)
-        else: found = engine.back(how, v_seq, grads, x, rest[:m], rest[m:], needs, ctx.kept)
+        try: found = None if torch.is_grad_enabled() else engine.back(how, v_seq, grads, x, rest[:m], rest[m:], needs, ctx.kept)
+        except Exception as e:
+            if not _failed(engine, how, e): raise
+            found = None
+        if found is None: found = _differentiable(how, v_seq, grads, m, inputs, needs) # twice, or by no kernel | 求两次导，或没有内核
         return None, *[g for g, n in zip(found, numbers) if n is None]
 
 def steps(

@@ -15,7 +15,7 @@ from ..base import InputError
 from ..dynamics import Equation, equations
 from . import memory, torch as plain
 from .compile import NotCompilable, fingerprint, numbers
-from .derive import backward, parts, states, steps
+from .derive import _broken, _failed, backward, parts, states, steps
 from ..surrogate import SurrogateFunction
 
 # %% ../../nbs/kernels/04_dispatch.ipynb #ba79b81a
@@ -63,7 +63,6 @@ def _unfit_here(x_seq, charge, surrogate): # why this is not the moment for a ke
 # %% ../../nbs/kernels/04_dispatch.ipynb #a2a78a1f
 engines = {'cpu': 'numba', 'cuda': 'triton'} # the kernel for each kind of device | 各种设备所用的内核
 backends = 'auto', 'torch', 'numba', 'triton', 'numba_cuda' # what the argument `backend` may be | 参数 `backend` 可取的值
-_broken = {} # kernels that failed to compile, with the reason | 编译失败的内核及原因
 
 @functools.cache
 def _installed(name): return importlib.util.find_spec(name) is not None
@@ -206,8 +205,8 @@ def _watched(x): # does somebody look at each operation, or stand in for the ten
 def _compiles(engine, *args): # its outputs, or why it cannot be compiled | 它的输出，或无法编译的原因
     try: return steps(_engine(engine), *args), ''
     except Exception as e:
-        if not isinstance(e, NotCompilable) and type(e).__module__.partition('.')[0] not in ('numba', 'llvmlite', 'triton'): raise
-        return None, f"{engine} could not compile it: {type(e).__name__}: {str(e).strip().splitlines()[0]}"
+        if not (why := _failed(_engine(engine), args[0], e)): raise
+        return None, why
 
 def _by_loop(x_seq, z, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq):
     z = tuple(m if isinstance(m, Tensor) else torch.full_like(x_seq[0], m, dtype=plain.state_type(x_seq.dtype)) for m in z)
@@ -240,7 +239,7 @@ def multi_step(
         if engine != 'torch':
             out, why = _compiles(engine, (charge, type(surrogate), surrogate.alpha, soft, detach_reset), v_seq, x_seq, z, constants)
             if why and backend != 'auto': raise InputError(f"backend {backend!r}: {why}")
-            if why: ran = 'torch', why; _broken[engine, charge, type(surrogate)] = why
+            if why: ran = 'torch', why
     s, *z = _by_loop(x_seq, z, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq) if out is None else out
     w = z.pop() if v_seq else None
     return s, tuple(z) if many else z[0], w, ran
