@@ -204,7 +204,24 @@ def test_loaders_that_cannot_be_used():
         with pytest.raises(InputError, match='NaN'): make([X * torch.nan])
         with pytest.raises(InputError, match='device'): make([X], device='cuda' if not torch.cuda.is_available() else 'cuda:99')
         with pytest.raises(InputError, match='list of rules'): make([X], rules=3)
-    with pytest.raises(InputError, match='single samples'): make([*X], preset='signed')
+
+
+def test_networks_for_one_size_of_batch():
+    class Fixed(Two):
+        def __init__(self, n): super().__init__(); self.n = n
+        def forward(self, x): return self.b(F.gelu(self.a(x.view(self.n, 6))))
+    for n in 1, 12:
+        torch.manual_seed(0)
+        net, loader = Fixed(n).eval(), list(X.split(n))
+        for preset in 'signed', 'multi': assert nmse(Converter(loader, preset=preset, T=32)(net).run(X[-n:]), net(X[-n:])) < 1e-2
+        with pytest.raises(InputError): Converter(loader, preset='signed', T=4)(net).run(X[:7])
+
+
+def test_hooks_that_would_be_lost():
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    net[1].register_forward_pre_hook(lambda m, x: (x[0] + .3,))
+    for preset in 'signed', None:
+        with pytest.raises(InputError, match="layer '1' .ReLU.*pre-hook"): Converter([X], preset=preset)(net)
 
 
 @pytest.mark.parametrize('mode', ['mse', 'MSE', 'balance', 'moments', LeastSquares(16)], ids=str)

@@ -330,7 +330,7 @@ def forward(self: Converter,
     net, device = self._twin(ann)
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
         form, first, feed = _feed(self.dataloader, net, device, self.progress)
-        few = first and tuple(x[:8] for x in first)                              # enough to see shapes and to compare | 看形状、作比较已经够了
+        few = first if form.whole else first and tuple(x[:8] for x in first)                              # enough to see shapes and to compare | 看形状、作比较已经够了
         gm, want = _follow(net, rules, form, few)
         gm = values_only(gm)
         gm.graph.eliminate_dead_code() # a branch that nobody uses is not converted | 没有人用的分支不转换

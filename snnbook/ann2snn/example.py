@@ -160,7 +160,7 @@ class Form:
         like: Any = None, # such a structure | 这样的一个结构
         first: bool = False, # is it the first part of a batch? | 它是一批里的第一部分吗？
     ):
-        self.needs, self.how, self.first, self.paths, self.shapes = needs(net), how, first, _paths(like) if how else [], None
+        self.needs, self.how, self.first, self.paths, self.shapes, self.whole = needs(net), how, first, _paths(like) if how else [], None, False
         self.keywords = [p.name for p in _takes(net) if p.kind is p.KEYWORD_ONLY and p.name in self.needs]
         holes = iter(range(len(self.paths)))
         self.like = _over(lambda v: _Hole(next(holes)) if _paths(v) else v, like)
@@ -233,4 +233,5 @@ def form_of(
     for first, v in ((False, batch), *([(True, batch[0])] if isinstance(batch, (tuple, list)) and batch else [])):
         for how, kind in (('named', Mapping), ('spread', (tuple, list)), ('whole', object)):
             if isinstance(v, kind) and all(isinstance(k, str) for k in (v if how == 'named' else ())) and not isinstance(v, Tensor) and _paths(v): forms.append((how, v, first))
+    plain.whole = True                                                       # it may want so many samples and no others | 它可能只要这么多样本
     return next((f for f in (Form(net, *a) for a in forms) if _works(net, f, batch, device)), plain)

@@ -233,7 +233,9 @@ def problems(
         if node.op == 'output' or not any(a in moving for a in node.all_input_nodes): continue
         if node.op != 'call_module' and _operation(node) in _SHAPES: continue
         moving.add(node)
-        if any(matches(r, node, modules) for r in rules): continue
+        if any(matches(r, node, modules) for r in rules):
+            if node.op == 'call_module' and modules[node.target]._forward_pre_hooks: found.append((node, 'it has a forward pre-hook, which would be lost with it: let a module before it do this'))
+            continue
         if why := _why_not(node, modules, moving): found.append((node, why))
     return found
 

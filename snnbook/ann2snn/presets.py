@@ -215,10 +215,10 @@ def choose(
     T: int,                         # number of steps | 步数
     inputs: tuple[Tensor, ...],     # some calibration data, `[N, *]` | 一些校准数据，`[N, *]`
     samples: int = 0,               # how many were watched, for the budget | 观察过多少，用于预算
-    tries: int = 16,                # images to compare candidates on | 用多少张图像比较候选
+    tries: int | None = 16,         # images to compare candidates on; `None`: there is no taking fewer than all | 用多少张图像比较候选；`None` 表示只能全部一起用
 ) -> SpikingGraph: # the best | 最好的
     "Build every candidate, keep the best, correct it | 造出每个候选，留下最好的，再修正"
-    some = lambda n: tuple(x[:n] for x in inputs)
+    some = lambda n: inputs if tries is None else tuple(x[:n] for x in inputs)
     error = lambda snn, x: nmse(snn.run(x, T), gm(*x))
     made = [build(gm, stats, parts, T, some(2)) for parts in candidates]
     tested = {s.made.parts.name: error(s, some(tries)) for s in made} if len(made) > 1 else {}
@@ -288,7 +288,7 @@ def by_preset(self: Converter,
     net, device = self._twin(ann)
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == 'cuda' else []), torch.no_grad():
         form, first, feed = _feed(self.dataloader, net, device, self.progress)
-        few = first and tuple(x[:8] for x in first)                              # enough to see shapes and to compare | 看形状、作比较已经够了
+        few = first if form.whole else first and tuple(x[:8] for x in first)                              # enough to see shapes and to compare | 看形状、作比较已经够了
         try: gm, want = _follow(net, rules, form, few)
         except ConversionError as e: return self._by_module(net, rules, form, first, feed, e)
         gm = mark(respell(_fix(gm, first or ())))
@@ -299,7 +299,8 @@ def by_preset(self: Converter,
         _agree(want, gm(*few), net)
         stats, sample, samples = _look(gm, itertools.chain([first], feed), self.calibration)
         if not stats: warnings.warn(f"no activation was found in {type(ann).__name__}: the result has no spiking neuron")
-        try: snn = choose(gm, stats, self.candidates(), self.T, sample, samples)
+        if form.whole: sample = first
+        try: snn = choose(gm, stats, self.candidates(), self.T, sample, samples, None if form.whole else 16)
         except InputError: raise
         except RuntimeError as e: raise ConversionError(f"the spiking network cannot take a batch of another size than it was calibrated with ({_line(e)}): the network mixes the samples of a batch, or the data loader gives single samples") from e
     norms = lambda m: sum(isinstance(b, nn.modules.batchnorm._BatchNorm) for b in m.modules())
