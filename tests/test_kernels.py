@@ -298,6 +298,21 @@ def test_no_folder_to_write(tmp_path):
     assert python(code, SNNBOOK_CACHE='/dev/null/nowhere') == ['6.0']
 
 
+def test_a_full_disk(tmp_path, monkeypatch): # a folder that takes no file
+    from snnbook.kernels import compile
+    def full(*_): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(compile.os, 'replace', full)
+    compile.keep_file(tmp_path/'k.o', b'1234')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('broken', ['llvmlite', 'numba'])
+def test_a_broken_compiler_breaks_nothing(broken, tmp_path): # as a Numba is that does not know the NumPy beside it
+    code = f"import sys; sys.modules[{broken!r}] = None; import importlib.util as u; find = u.find_spec; u.find_spec = lambda name: name == {broken!r} or find(name)\n" \
+            "import torch; from snnbook import neuron\nfor _ in '12': n = neuron.IFNode(step_mode='m'); print(n(torch.ones(2, 3)).sum().item(), n.backend_used.split(':')[0])"
+    assert python(code, SNNBOOK_CACHE=str(tmp_path)) == ['6.0', 'torch', '(numba', 'could', 'not', 'compile', 'it'] * 2
+
+
 def test_importing_the_neurons_imports_no_compiler():
     assert python("import sys, snnbook.neuron; print(*(m in sys.modules for m in ('numba', 'triton', 'torch._dynamo')))") == ['False'] * 3
 

@@ -109,9 +109,10 @@ def keep_file(
     path: pathlib.Path, # where to | 写到哪里
     content: bytes,     # what | 写什么
 ):
-    "Write all or nothing | 要么写全，要么不写"
+    "Write all, or nothing where the disk is full | 要么写全，磁盘已满时则不写"
     part = path.with_suffix(f'.{os.getpid()}.{threading.get_ident()}')
-    part.write_bytes(content); os.replace(part, path)
+    try: part.write_bytes(content); os.replace(part, path)
+    except OSError: part.unlink(missing_ok=True)
 
 # %% ../../nbs/kernels/02_compile.ipynb #cec831ac
 exp_table = { # coefficients of p, highest first; ln 2 in two parts; where exp leaves the number range; bits | p 的系数，高次在前；两部分 ln 2；exp 的有效范围；位

@@ -176,9 +176,8 @@ def _differentiable(how, v_seq, grads, m, inputs, needs): # gradients that can b
 # %% ../../nbs/kernels/02_derive.ipynb #28ab87db
 _broken = {} # kernels that failed to compile, by engine, equation and surrogate, with the reason | 编译失败的内核，按引擎、方程与替代函数存放，附原因
 
-def _failed(engine, how, e): # note why, if it is the compiler that failed | 若是编译器失败，记下原因
-    if not isinstance(e, NotCompilable) and type(e).__module__.partition('.')[0] not in ('numba', 'llvmlite', 'triton'): return ''
-    name = engine.__name__.rpartition('.')[2]
+def _failed(name, how, e): # note why, if it is the compiler that failed, or is itself broken | 若是编译器失败或本身已损坏，记下原因
+    if not isinstance(e, (NotCompilable, ImportError)) and type(e).__module__.partition('.')[0] not in ('numba', 'llvmlite', 'triton'): return ''
     why = _broken[name, *how[:2]] = f"{name} could not compile it: {type(e).__name__}: {str(e).strip().splitlines()[0]}"
     return why
 
@@ -205,7 +204,7 @@ class _Steps(torch.autograd.Function):
         needs = [n is None and next(asked) for n in numbers]
         try: found = None if torch.is_grad_enabled() else engine.back(how, v_seq, grads, x, rest[:m], rest[m:], needs, ctx.kept)
         except Exception as e:
-            if not _failed(engine, how, e): raise
+            if not _failed(engine.__name__.rpartition('.')[2], how, e): raise
             found = None
         if found is None: found = _differentiable(how, v_seq, grads, m, inputs, needs) # twice, or by no kernel | 求两次导，或没有内核
         return None, *[g for g, n in zip(found, numbers) if n is None]

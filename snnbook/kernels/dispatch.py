@@ -205,7 +205,7 @@ def _watched(x): # does somebody look at each operation, or stand in for the ten
 def _compiles(engine, *args): # its outputs, or why it cannot be compiled | 它的输出，或无法编译的原因
     try: return steps(_engine(engine), *args), ''
     except Exception as e:
-        if not (why := _failed(_engine(engine), args[0], e)): raise
+        if not (why := _failed(engine, args[0], e)): raise
         return None, why
 
 def _by_loop(x_seq, z, charge, params, v_threshold, v_reset, surrogate, detach_reset, v_seq):
