@@ -671,3 +671,28 @@ def test_gradients_of_ones_own(kind, then):
         found.append(torch.autograd.grad(node(x * 2).cumsum(0).sin().sum() + node.v.sum(), x)[0])
         if backend == 'auto': assert node.backend_used == 'numba'; node.reset(); node(x); assert node.backend_used.startswith(then)
     torch.testing.assert_close(*found)
+
+
+def test_an_equation_with_a_function_inside_is_found_on_disk(tmp_path):
+    code = """
+import torch; from snnbook import neuron; from snnbook.kernels.compile import fingerprint
+def leak(v, x):
+    def half(a): return a * .5
+    return half(v) + x
+print(fingerprint(leak))"""
+    (first,), (again,), (other,) = (python(c, SNNBOOK_CACHE=str(tmp_path)) for c in (code, 'kept = [0] * 1000' + code, code.replace('.5', '.4')))
+    assert first == again != other
+
+
+def test_a_compiled_network_with_a_part_that_is_run_again():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part, self.out = torch.nn.Sequential(layer.Linear(8, 8), neuron.ParametricLIFNode()), layer.Linear(8, 3)
+            functional.set_step_mode(self, 'm')
+        def forward(self, x): return self.out(functional.checkpoint(self.part, x))
+    torch.manual_seed(0)
+    net, x, found = Net(), torch.randn(6, 4, 8) * 2, []
+    for f in net, torch.compile(net, backend='aot_eager'):
+        functional.reset_net(net); found.append(torch.autograd.grad(f(x).square().sum(), [*net.parameters()]))
+    torch.testing.assert_close(*found)

@@ -8,7 +8,7 @@ __all__ = ['exp_table', 'NotCompilable', 'bind', 'fingerprint', 'numbers', 'cach
 # %% ../../nbs/kernels/02_compile.ipynb #37bfbf1a
 import builtins, dis, hashlib, math, os, pathlib, threading
 from collections.abc import Callable
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 import torch
 from .. import dynamics
@@ -72,6 +72,8 @@ def bind(
     return compiler(copy)
 
 # %% ../../nbs/kernels/02_compile.ipynb #a75dfd95
+def _content(code): return code.co_code, [_content(c) if isinstance(c, CodeType) else c for c in code.co_consts], code.co_names # a function inside has an address, too | 内部函数还带着地址
+
 def fingerprint(
     *parts: Any, # functions, or anything with a faithful `repr` | 函数，或任何 `repr` 如实的东西
 ) -> str: # 16 hexadecimal digits | 16 位十六进制数
@@ -79,7 +81,7 @@ def fingerprint(
     digest = hashlib.sha256()
     def add(part):
         if not isinstance(part, FunctionType): return digest.update(repr(part).encode())
-        digest.update(part.__code__.co_code + repr((part.__code__.co_consts, part.__code__.co_names, part.__defaults__)).encode())
+        digest.update(repr((_content(part.__code__), part.__defaults__)).encode())
         for _, meaning, value in _known(part): add(meaning or value)
     for part in parts: add(part)
     return digest.hexdigest()[:16]
