@@ -177,6 +177,19 @@ def test_inputs_and_answers_in_structures(name):
         with pytest.raises(InputError, match="'x'"): snn.run({'q': X})
 
 
+def test_an_object_that_cannot_be_made_anew_comes_as_a_dictionary():
+    @dataclasses.dataclass
+    class Odd:
+        y: Any
+        def __init__(self, net, h): self.y = net(h)
+    class Net(Two):
+        def forward(self, x): return Odd(self.b, F.relu(self.a(x)))
+    torch.manual_seed(0)
+    net = Net().eval()
+    y = Converter([X], preset='signed', T=32)(net).run(X)
+    assert [*y] == ['y'] and nmse(y, net(X)) < 5e-3
+
+
 def test_a_tree_takes_structures_too():
     class Branch(DictIn):
         def __init__(self): super().__init__(); self.r = nn.ReLU()

@@ -36,7 +36,8 @@ class _Answers: # what a converted network is given, and what it gives | 转换�
         return tuple(torch.zeros(1) if v is None else v for v in form.leaves(x, [bool(n.users) for n in self.graph.nodes if n.op == 'placeholder']))
     def _packed(self, y): # as the network would | 照原网络的样子
         pack = getattr(self.made, 'pack', None)
-        return y if pack is None else pack(**y)
+        try: return y if pack is None else pack(**y)
+        except TypeError: return y                                           # its class wants something else | 它的类另有要求
 
 class SpikingGraph(_Answers, fx.GraphModule):
     "A converted network: one step a call, or `run` | 转换后的网络：调用一次走一步，或用 `run`"
