@@ -237,7 +237,7 @@ def test_hooks_that_would_be_lost():
         with pytest.raises(InputError, match="layer '1' .ReLU.*pre-hook"): Converter([X], preset=preset)(net)
 
 
-@pytest.mark.parametrize('mode', ['mse', 'MSE', 'balance', 'moments', LeastSquares(16)], ids=str)
+@pytest.mark.parametrize('mode', ['mse', 'MSE', 'balance', 'moments', LeastSquares(16)], ids=lambda m: m if isinstance(m, str) else type(m).__name__)
 def test_every_mode_in_both_ways(mode):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
