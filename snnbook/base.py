@@ -135,7 +135,7 @@ class MemoryModule(nn.Module, StepModule):
     def _restart(self, name): setattr(self, name, copy.deepcopy(self._starts[name])); self._fresh.add(name)
     def reset(self):
         "Give every memory its start value again | 让每个记忆回到起始值"
-        self._since = _backward()
+        vars(self)['_since'] = _backward() # past the slow setter of nn.Module | 绕过 nn.Module 较慢的赋值
         for name, start in self._starts.items():
             if start is None or type(start) is float: vars(self)[name] = start; self._fresh.add(name) # nothing to copy | 无需复制
             else: self._restart(name)
