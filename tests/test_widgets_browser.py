@@ -231,6 +231,14 @@ PAGE = '''<!doctype html><meta charset="utf-8"><script src="embed.js"></script>
 <script type="application/vnd.jupyter.widget-state+json">{state}</script>{views}'''
 VIEW = '<div id="{name}"><script type="application/vnd.jupyter.widget-view+json">{view}</script></div>'
 
+def written(folder, html_manager, widgets, **how): # a page of these widgets by name, as a front end without a kernel would get them; its address
+    from ipywidgets.embed import dependency_state
+    state = dict(version_major=2, version_minor=0, state=dependency_state([*widgets.values()], **how))
+    views = ''.join(VIEW.format(name=n, view=json.dumps(dict(version_major=2, version_minor=0, model_id=w.model_id))) for n, w in widgets.items())
+    shutil.copytree(html_manager, folder, dirs_exist_ok=True)
+    (folder/'page.html').write_text(PAGE.format(state=json.dumps(state).replace('</', '<\\/'), views=views), encoding='utf-8')
+    return (folder/'page.html').as_uri()
+
 def chooses(page, out, name, pull, stack):
     "The arrow keys walk through all frames, each with its own picture and words"
     picture = out.locator('.widget-image').first
@@ -258,13 +266,10 @@ def test_static_pages_need_no_kernel_and_no_network(browser, html_manager, tmp_p
     for name, w in stills.items():
         assert len(json.dumps(dependency_state([w]))) < LIMIT, name
         assert 10 <= len(w.children[1].children) <= 20, name
-    state = dict(version_major=2, version_minor=0, state=dependency_state([*stills.values()]))
-    views = ''.join(VIEW.format(name=n, view=json.dumps(dict(version_major=2, version_minor=0, model_id=w.model_id))) for n, w in stills.items())
-    shutil.copytree(html_manager, tmp_path, dirs_exist_ok=True)
-    (tmp_path/'page.html').write_text(PAGE.format(state=json.dumps(state).replace('</', '<\\/'), views=views), encoding='utf-8')
+    address = written(tmp_path, html_manager, stills)
     with page_of(browser) as (page, errors):
         asked = offline(page)
-        page.goto((tmp_path/'page.html').as_uri())
+        page.goto(address)
         for name, w in stills.items():
             chooses(page, page.locator(f'#{name}'), name, getattr(w.children[0], 'children', [w.children[0]])[0], w.children[1])
             photo(page.locator(f'#{name}'), f'static-{lang}-{name}')
@@ -304,17 +309,13 @@ def walk(page, out, name, lang, frames):
 
 def test_live_explorers_are_drawn_by_other_front_ends(browser, html_manager, tmp_path, monkeypatch):
     "As VS Code draws them: plain widgets with nothing of JupyterLab around"
-    from ipywidgets.embed import dependency_state
     monkeypatch.setenv('TQDM_DISABLE', '1'); space = {}
     exec(SETUP, space)
     made = {name: eval(how, space) for name, how in SHOWN.items()}
-    state = dict(version_major=2, version_minor=0, state=dependency_state([e.widget for e in made.values()], drop_defaults=False))
-    views = ''.join(VIEW.format(name=n, view=json.dumps(dict(version_major=2, version_minor=0, model_id=e.widget.model_id))) for n, e in made.items())
-    shutil.copytree(html_manager, tmp_path, dirs_exist_ok=True)
-    (tmp_path/'page.html').write_text(PAGE.format(state=json.dumps(state).replace('</', '<\\/'), views=views), encoding='utf-8')
+    address = written(tmp_path, html_manager, {name: e.widget for name, e in made.items()}, drop_defaults=False)
     with page_of(browser) as (page, errors):
         asked = offline(page)
-        page.goto((tmp_path/'page.html').as_uri())
+        page.goto(address)
         for name, e in made.items():
             out, kinds = page.locator(f'#{name}'), [type(m).__name__ for m in e.made.values()]
             out.locator('.widget-image').last.wait_for()
