@@ -21,9 +21,9 @@ from .codes import Code, DeltaCode, Inject, Once, RateCode, _LINEAR
 from .neurons import CodedNeuron, Running
 from .chunks import Chunks
 from .converter import Converter, _through
-from .graph import _VIEWS, _name, check, out_of_place, trace, twin
+from .graph import _VIEWS, _name, check, out_of_place, trace
 from .operators import Method, Site, _fresh, _set, all_rules, channel_axis, mark, paths, place_sites, unshare
-from .spellings import open_up, respell
+from .spellings import respell
 from .statistics import ChannelHook, threshold_optimizer
 from .threshold import ThresholdOptimizer
 
@@ -262,8 +262,7 @@ def replace_by_td_operators(self: Converter,
 ) -> Differences: # the same operators, on differences | 同样的算子，作用于差分
     "Every operator by its temporal difference, without neurons | 每个算子换成它的时间差分，不用神经元"
     rules = [*(self.rules if self.given_rules else []), *all_rules()]
-    net = open_up(twin(ann))
-    gm = mark(respell(out_of_place(trace(net if self.device is None else net.to(self.device), rules))))
+    gm = mark(respell(out_of_place(trace(self._twin(ann)[0], rules))))
     check(gm, rules, self.strict)
     gm = place_sites(mark(unshare(gm)), rules)
     for n in list(gm.graph.nodes):
